@@ -1,0 +1,448 @@
+"""From what a file says to one canonical `ase.Atoms`.
+
+Every reader hands over a `RawFrame`; labels are searched, converted, checked and stored here and
+nowhere else, so the same data reads the same from every format. Nothing is guessed and nothing is
+lost silently: an absent label stays absent (never zero), a bad one is an error that names the file
+and the frame.
+
+Conventions: eV, Å, eV/Å, eV/Å³; stress sigma = (1/V) dE/d(strain) as in ASE, negative under
+compression; virial W = -V sigma (QUIP, MACE, DeePMD), so stress = -W/V.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from mlip.data.readers.options import ReadOptions
+from mlip.errors import DataError
+from mlip.units import energy_factor, force_factor, stress_factor
+
+MAX_Z: Final = 118
+GROUP_KEYS: Final = ("mp_id", "material_id", "mptrj_traj_id", "molecule_id")
+ID_KEYS: Final = ("id", "sample_id", "frame_id", "mptrj_snapshot_id")
+CORRECTED_KEYS: Final = ("corrected_total_energy", "mp2020_corrected_energy")
+CHARGE_KEYS: Final = ("charge", "total_charge")
+SPIN_KEYS: Final = ("spin", "multiplicity", "spin_multiplicity")
+WEIGHT_KEYS: Final = {
+    "weight": ("config_weight", "weight"),
+    "energy_weight": ("config_energy_weight", "energy_weight"),
+    "forces_weight": ("config_forces_weight", "forces_weight"),
+    "stress_weight": ("config_stress_weight", "stress_weight"),
+}
+# Where a label may be, first hit wins; "calc:" is a calculator result, the rest info or arrays.
+SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
+    "energy": ("REF_energy", "calc:energy", "energy"),
+    "forces": ("REF_forces", "REF_force", "calc:forces", "forces", "force"),
+    "stress": (
+        *("REF_stress", "REF_virial", "REF_virials"),
+        *("calc:stress", "stress", "virial", "virials"),
+    ),
+    "magmoms": ("REF_magmoms", "calc:magmoms", "magmoms", "magmom"),
+}
+_VOIGT_ASE: Final = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+_VASP_TO_ASE: Final = [0, 1, 2, 4, 5, 3]  # xx yy zz xy yz zx -> xx yy zz yz xz xy
+_ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
+
+
+@dataclass(slots=True)
+class RawFrame:
+    """One frame as its file has it: nothing converted, nothing checked.
+
+    Attributes:
+        numbers: (N,) atomic numbers.
+        positions: (N, 3), Å.
+        cell: (3, 3) lattice vectors as rows, Å.
+        pbc: (3,) which axes repeat.
+        results: calculator results, units as in the file, 6-vectors in ASE's Voigt order.
+        info: everything else that belongs to the frame.
+        arrays: everything else that belongs to its atoms.
+        constraints: ASE constraints; only kept with `keep_info`.
+    """
+
+    numbers: Any
+    positions: Any
+    cell: Any = None
+    pbc: Any = (False, False, False)
+    results: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    constraints: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms) -> RawFrame:
+        """Take an ASE frame apart; results are the raw ones, which constraints cannot zero."""
+        arrays = dict(atoms.arrays)
+        results = dict(atoms.calc.results) if atoms.calc is not None else {}
+        return cls(
+            numbers=arrays.pop("numbers"),
+            positions=arrays.pop("positions"),
+            cell=atoms.cell.array,
+            pbc=atoms.pbc,
+            results=results,
+            info=dict(atoms.info),
+            arrays=arrays,
+            constraints=list(atoms.constraints),
+        )
+
+    def get(self, name: str) -> Any:
+        """Return the entry called `name` ("calc:NAME" for a result), or None."""
+        if name.startswith("calc:"):
+            return self.results.get(name[5:])
+        value = self.info.get(name)
+        return self.arrays.get(name) if value is None else value
+
+
+class Canonicalizer:
+    """Turns the frames of one file into canonical structures.
+
+    One per file: it remembers which key each label came from, because a file whose frames have
+    their energies under different keys usually mixes two levels of theory.
+    """
+
+    def __init__(self, path: Path, options: ReadOptions, *, energy_unit: str = "eV") -> None:
+        """Resolve units; `energy_unit` is the format's own, used unless the options name one."""
+        self.path = path
+        self.options = options
+        energy_unit = options.energy_unit or energy_unit
+        self._energy = energy_factor(energy_unit)
+        self._force = force_factor(options.force_unit or f"{energy_unit}/A")
+        sign = -1.0 if options.stress_sign == "vasp" else 1.0
+        self._stress = sign * stress_factor(options.stress_unit or "eV/A^3")
+        self._source: dict[str, str] = {}
+        self._left_out: dict[str, int] = {}
+        self._count = 0
+
+    def __call__(self, frame: RawFrame, index: int, where: str = "") -> Atoms:
+        """Return the canonical form of `frame`.
+
+        Args:
+            frame: the raw frame.
+            index: its 0-based number in the file.
+            where: the source's own name for it, for error messages.
+
+        Returns:
+            Atoms with labels in `calc.results` (`calc` is None without any) and ids, charge,
+            spin and weights in `info`.
+
+        Raises:
+            DataError: the geometry or a label is missing pieces, has a wrong shape, is not finite
+                or contradicts the options.
+        """
+        place = f"{self.path}: frame {index}" + (f" ({where})" if where else "")
+        self._count += 1
+        numbers, positions, cell, pbc = self._geometry(frame, place)
+        results = self._labels(frame, cell, pbc, len(numbers), place)
+        info = self._info(frame, numbers, place)
+        atoms = Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc)
+        if self.options.keep_info:
+            self._keep(atoms, frame, info, results)
+        else:
+            atoms.info = info
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms
+
+    def finish(self) -> None:
+        """Say once what was left out of this file's labels, with counts."""
+        for what, count in self._left_out.items():
+            warnings.warn(f"{self.path}: {what} in {count} of {self._count} frames", stacklevel=3)
+
+    # --- geometry -------------------------------------------------------------------------------
+
+    def _geometry(
+        self, frame: RawFrame, place: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        numbers = np.asarray(frame.numbers)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise DataError(
+                f"{place}: atomic numbers have shape {numbers.shape} and type {numbers.dtype}; "
+                "expected one integer per atom"
+            )
+        n = len(numbers)
+        if n == 0:
+            raise DataError(f"{place}: it has no atoms; remove this frame")
+        low, high = int(numbers.min()), int(numbers.max())
+        if low < 1 or high > MAX_Z:
+            bad = np.flatnonzero((numbers < 1) | (numbers > MAX_Z))
+            raise DataError(
+                f"{place}: atom {bad[0]} has atomic number {numbers[bad[0]]} (a dummy or ghost "
+                f"atom?); expected 1 to {MAX_Z}; remove or replace such atoms"
+            )
+        positions = self._array(frame.positions, (n, 3), "positions", place)
+        cell = np.zeros((3, 3)) if frame.cell is None else frame.cell
+        cell = self._array(cell, (3, 3), "cell", place)
+        pbc = np.array(np.broadcast_to(np.asarray(frame.pbc, dtype=bool), (3,)))
+        _check_cell(cell, pbc, place)
+        return numbers.astype(np.int64), positions, cell, pbc
+
+    def _array(
+        self,
+        value: Any,
+        shape: tuple[int, ...] | None,
+        name: str,
+        place: str,
+        *,
+        nan_ok: bool = False,
+    ) -> NDArray[np.float64]:
+        """Return `value` as float64 of `shape`, finite, or say what is wrong with it."""
+        try:
+            array = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"{place}: {name!r} is {_short(value)}, which is not numbers; correct or remove it"
+            ) from None
+        if shape is not None and array.shape != shape:
+            raise DataError(
+                f"{place}: {name!r} has shape {array.shape}, expected {shape}; "
+                "correct the file, or name another key with data.keys"
+            )
+        finite = np.isfinite(array)
+        if not finite.all():
+            bad = np.argwhere(~finite & ~np.isnan(array) if nan_ok else ~finite)
+            if len(bad):
+                at = tuple(int(i) for i in bad[0])
+                entry = f"{name}{list(at)}" if at else name
+                raise DataError(
+                    f"{place}: {entry} is {array[at]}; expected a finite number; remove the frame, "
+                    "or leave the key out where the value is unknown"
+                )
+        return array
+
+    # --- labels ---------------------------------------------------------------------------------
+
+    def _labels(
+        self,
+        frame: RawFrame,
+        cell: NDArray[np.float64],
+        pbc: NDArray[np.bool_],
+        n: int,
+        place: str,
+    ) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        name, value = self._find(frame, "energy", place)
+        if value is not None:
+            energy = self._array(value, None, _plain(name), place)
+            if energy.size != 1:
+                raise DataError(
+                    f"{place}: {_plain(name)!r} has shape {energy.shape}, expected one number; "
+                    "per-atom energies are no label; name another key with data.keys.energy"
+                )
+            results["energy"] = float(energy.reshape(())) * self._energy
+        name, value = self._find(frame, "forces", place)
+        if value is not None:
+            results["forces"] = self._array(value, (n, 3), _plain(name), place) * self._force
+        name, value = self._find(frame, "stress", place)
+        if value is not None:
+            tensor = self._tensor(value, name, place)
+            if pbc.all():
+                results["stress"] = self._to_stress(tensor, name, cell)
+            else:
+                self._leave_out("stress is no label without three periodic axes, left out")
+        name, value = self._find(frame, "magmoms", place)
+        if value is not None:
+            if np.shape(value) == (n, 3):
+                self._leave_out("non-collinear magnetic moments are not supported, left out")
+            else:
+                magmoms = self._array(value, (n,), _plain(name), place, nan_ok=True)
+                if not np.isnan(magmoms).all():
+                    results["magmoms"] = magmoms
+        return results
+
+    def _find(self, frame: RawFrame, label: str, place: str) -> tuple[str, Any]:
+        """Return (key, value) of a label, ("", None) if the frame does not have it."""
+        explicit = self.options.keys_of(label)
+        if label == "energy" and self.options.energy == "corrected":
+            for name in CORRECTED_KEYS:
+                if (value := frame.get(name)) is not None:
+                    return name, value
+            raise DataError(
+                f"{place}: corrected energies were asked for, but it has none of "
+                f"{', '.join(CORRECTED_KEYS)}; use data.energy=uncorrected, or the MPtrj JSON"
+            )
+        if explicit:
+            for name in explicit:
+                for spelled in (f"calc:{name}", name):
+                    if (value := frame.get(spelled)) is not None:
+                        return spelled, value
+            return "", None
+        for name in SEARCH[label]:
+            if (value := frame.get(name)) is None:
+                continue
+            used = self._source.setdefault(label, _plain(name))
+            if used != _plain(name):
+                raise DataError(
+                    f"{place}: its {label} is under {_plain(name)!r}, that of earlier frames under "
+                    f"{used!r}; two keys often mean two levels of theory; "
+                    f"name one with data.keys.{label}, or make the file uniform"
+                )
+            return name, value
+        return "", None
+
+    def _tensor(self, value: Any, name: str, place: str) -> NDArray[np.float64]:
+        """Return a stress or virial as a symmetric (3, 3) array, units as given."""
+        array = self._array(value, None, _plain(name), place)
+        if array.shape == (6,):
+            if self.options.stress_voigt == "vasp" and not name.startswith("calc:"):
+                array = array[_VASP_TO_ASE]
+            tensor = np.empty((3, 3))
+            for component, (i, j) in zip(array, _VOIGT_ASE, strict=True):
+                tensor[i, j] = tensor[j, i] = component
+            return tensor
+        if array.size != 9:
+            raise DataError(
+                f"{place}: {_plain(name)!r} has shape {array.shape}, expected (3, 3), (9,) or (6,)"
+            )
+        return array.reshape(3, 3)
+
+    def _to_stress(
+        self, tensor: NDArray[np.float64], name: str, cell: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return ASE's Voigt stress, eV/Å³, from a stress or a virial."""
+        if "virial" in name or name in self.options.keys_of("virial"):
+            stress = tensor * (-self._energy / abs(np.linalg.det(cell)))
+        else:
+            stress = tensor * self._stress
+        asymmetry = np.abs(stress - stress.T).max()
+        if asymmetry > max(_ASYMMETRY[0] * np.abs(stress).max(), _ASYMMETRY[1]):
+            raise DataError(
+                f"{self.path}: frame {self._count - 1}: {_plain(name)!r} is not symmetric (by "
+                f"{asymmetry:.3g} eV/A^3); a stress tensor is; check the order of its components"
+            )
+        return np.array([0.5 * (stress[i, j] + stress[j, i]) for i, j in _VOIGT_ASE])
+
+    def _leave_out(self, what: str) -> None:
+        self._left_out[what] = self._left_out.get(what, 0) + 1
+
+    # --- ids, charge, weights -------------------------------------------------------------------
+
+    def _info(self, frame: RawFrame, numbers: NDArray[np.int64], place: str) -> dict[str, Any]:
+        raw = frame.info
+        info: dict[str, Any] = {}
+        for name, keys, low in (("charge", CHARGE_KEYS, None), ("spin", SPIN_KEYS, 0)):
+            for key in keys:
+                if (value := raw.get(key)) is not None:
+                    info[name] = _integer(value, key, low, place)
+                    break
+        for name, keys in WEIGHT_KEYS.items():
+            for key in keys:
+                if (value := raw.get(key)) is not None:
+                    info[name] = self._weight(value, key, place)
+                    break
+        for key in ("config_type", "data_id", "source"):
+            if (value := raw.get(key)) is not None:
+                info[key] = str(value)
+        if (group := self._group(raw, numbers, place)) is not None:
+            info["group"] = group
+        if (identifier := _identifier(raw)) is not None:
+            info["id"] = identifier
+        return info
+
+    def _group(
+        self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str
+    ) -> str | None:
+        wanted = self.options.group
+        if wanted is None:
+            return None
+        if wanted != "auto":
+            if (value := raw.get(wanted)) is None:
+                raise DataError(
+                    f"{place}: it has no {wanted!r} to group by; its info keys are "
+                    f"{sorted(raw)}; set data.group to one of them, auto or null"
+                )
+            return str(value)
+        for key in GROUP_KEYS:
+            if (value := raw.get(key)) is not None:
+                return str(value)
+        # OMol25: 80 % of its rows share a composition with another row, so random splits leak.
+        return hill_formula(numbers) if raw.get("data_id") is not None else None
+
+    def _weight(self, value: Any, key: str, place: str) -> float:
+        weight = self._array(value, (), key, place)
+        if weight < 0:
+            raise DataError(f"{place}: {key!r} is {float(weight)}; expected zero or more")
+        return float(weight)
+
+    def _keep(
+        self, atoms: Atoms, frame: RawFrame, info: dict[str, Any], results: dict[str, Any]
+    ) -> None:
+        """Keep what the file had beside the canonical entries, which give way on a clash."""
+        typed = {k: info[k] for k in ("charge", "spin", *WEIGHT_KEYS) if k in info}
+        atoms.info = {**info, **frame.info, **typed}
+        for name, value in frame.arrays.items():
+            atoms.set_array(name, np.asarray(value))
+        for name, value in frame.results.items():
+            if name in all_properties and name not in SEARCH:
+                results.setdefault(name, value)
+        atoms.set_constraint(frame.constraints)
+
+
+def hill_formula(numbers: NDArray[np.int64]) -> str:
+    """Return the composition in Hill order: C, H, then alphabetical, e.g. `C2H6O`."""
+    values, counts = np.unique(numbers, return_counts=True)
+    by_symbol = {chemical_symbols[z]: int(c) for z, c in zip(values, counts, strict=True)}
+    first = [s for s in ("C", "H") if s in by_symbol] if "C" in by_symbol else []
+    order = first + sorted(set(by_symbol) - set(first))
+    return "".join(f"{s}{by_symbol[s] if by_symbol[s] > 1 else ''}" for s in order)
+
+
+def _identifier(raw: Mapping[str, Any]) -> str | None:
+    for key in ID_KEYS:
+        if (value := raw.get(key)) is not None:
+            return str(value)
+    parts = [raw.get(key) for key in ("task_id", "calc_id", "ionic_step")]  # matbench's MPtrj
+    if all(part is not None for part in parts):
+        return "-".join(str(part) for part in parts)
+    return str(raw["source"]) if raw.get("data_id") and raw.get("source") else None
+
+
+def _integer(value: Any, key: str, low: int | None, place: str) -> int:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer() or (low is not None and number < low):
+        meaning = "the multiplicity 2S+1, or 0 if unknown" if low is not None else "in units of e"
+        raise DataError(
+            f"{place}: {key!r} is {_short(value)}; expected a whole number, {meaning}; correct it"
+        )
+    return int(number)
+
+
+def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str) -> None:
+    if not pbc.any():
+        return
+    vectors = cell[pbc]
+    lengths = np.sqrt((vectors * vectors).sum(axis=1))
+    if (lengths < 1e-6).any():
+        axes = np.flatnonzero(pbc)[lengths < 1e-6].tolist()
+        raise DataError(
+            f"{place}: axes {axes} are periodic but their lattice vectors are zero; "
+            "give the cell, or set pbc to F there"
+        )
+    unit = vectors / lengths[:, None]
+    if np.linalg.det(unit @ unit.T) < 1e-10:  # squared volume spanned by the unit vectors
+        raise DataError(
+            f"{place}: the cell is flat, its periodic lattice vectors {vectors.tolist()} are "
+            "linearly dependent; correct the cell"
+        )
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("calc:")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""What a run shows: learning curves, parity plots, tables."""

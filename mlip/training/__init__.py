@@ -1,0 +1,1 @@
+"""How a potential is taught: objective, loss, metrics, Lightning module, run."""
