@@ -25,7 +25,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mlip.data.readers.options import ReadOptions
+from mlip.data.readers.options import VIRIAL_KEYS, ReadOptions
 from mlip.errors import DataError
 from mlip.units import energy_factor, force_factor, stress_factor
 
@@ -46,8 +46,8 @@ SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
     "energy": ("REF_energy", "calc:energy", "energy"),
     "forces": ("REF_forces", "REF_force", "calc:forces", "forces", "force"),
     "stress": (
-        *("REF_stress", "REF_virial", "REF_virials"),
-        *("calc:stress", "stress", "virial", "virials"),
+        *("REF_stress", "REF_virial", "REF_virials", "calc:stress"),
+        *("stress", "virial", "virials"),
     ),
     "magmoms": ("REF_magmoms", "calc:magmoms", "magmoms", "magmom"),
 }
@@ -247,7 +247,7 @@ class Canonicalizer:
         if value is not None:
             tensor = self._tensor(value, name, place)
             if pbc.all():
-                results["stress"] = self._to_stress(tensor, name, cell)
+                results["stress"] = self._to_stress(tensor, name, cell, place)
             else:
                 self._leave_out("stress is no label without three periodic axes, left out")
         name, value = self._find(frame, "magmoms", place)
@@ -307,18 +307,18 @@ class Canonicalizer:
         return array.reshape(3, 3)
 
     def _to_stress(
-        self, tensor: NDArray[np.float64], name: str, cell: NDArray[np.float64]
+        self, tensor: NDArray[np.float64], name: str, cell: NDArray[np.float64], place: str
     ) -> NDArray[np.float64]:
         """Return ASE's Voigt stress, eV/Å³, from a stress or a virial."""
-        if "virial" in name or name in self.options.keys_of("virial"):
+        if _plain(name) in (*VIRIAL_KEYS, self.options.keys.virial):
             stress = tensor * (-self._energy / abs(np.linalg.det(cell)))
         else:
             stress = tensor * self._stress
         asymmetry = np.abs(stress - stress.T).max()
         if asymmetry > max(_ASYMMETRY[0] * np.abs(stress).max(), _ASYMMETRY[1]):
             raise DataError(
-                f"{self.path}: frame {self._count - 1}: {_plain(name)!r} is not symmetric (by "
-                f"{asymmetry:.3g} eV/A^3); a stress tensor is; check the order of its components"
+                f"{place}: {_plain(name)!r} is not symmetric (by {asymmetry:.3g} eV/A^3), as a "
+                "stress tensor must be; check the order of its components"
             )
         return np.array([0.5 * (stress[i, j] + stress[j, i]) for i, j in _VOIGT_ASE])
 
@@ -349,9 +349,7 @@ class Canonicalizer:
             info["id"] = identifier
         return info
 
-    def _group(
-        self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str
-    ) -> str | None:
+    def _group(self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str) -> str | None:
         wanted = self.options.group
         if wanted is None:
             return None

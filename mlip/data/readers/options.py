@@ -15,6 +15,7 @@ from mlip.errors import ConfigError
 from mlip.units import energy_factor, force_factor, stress_factor
 
 LABELS: Final = ("energy", "forces", "stress", "virial")
+VIRIAL_KEYS: Final = ("REF_virial", "REF_virials", "virial", "virials")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,11 @@ class ReadOptions:
                 f"energy=corrected and keys.energy={parsed.keys.energy} both choose the energy; "
                 "give only one of them"
             )
+        if parsed.keys.stress in VIRIAL_KEYS:
+            raise ConfigError(
+                f"keys.stress={parsed.keys.stress} names a virial, which is -volume times stress; "
+                f"set keys.virial={parsed.keys.stress} instead"
+            )
         if parsed.group is not None and not isinstance(parsed.group, str):
             raise ConfigError(f"group={parsed.group!r}; expected auto, null or an info key")
         return parsed
@@ -121,7 +127,7 @@ def _check_names(given: Mapping[Any, Any], known: list[str], what: str) -> None:
     for name in given:
         if name not in known:
             close = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f", did you mean {close[0]!r}?" if close else ";"
             raise ConfigError(f"unknown {what} {name!r}{hint} known are {', '.join(known)}")
 
 
