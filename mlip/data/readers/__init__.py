@@ -17,9 +17,9 @@ from ase import Atoms
 
 from mlip.data.readers.canonical import Canonicalizer, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.omol25 import read_aselmdb, read_natoms
 from mlip.data.readers.options import LabelKeys, ReadOptions
 from mlip.data.readers.paths import FORMATS, PathLike, check_format, detect_format, expand_paths
-from mlip.errors import ConfigError
 
 __all__ = [
     "FORMATS",
@@ -28,12 +28,14 @@ __all__ = [
     "ReadOptions",
     "describe_keys",
     "expand_paths",
+    "read_natoms",
     "read_structures",
 ]
 
-Reader = Callable[[Path], Iterator[RawFrame]]
+Reader = Callable[[Path, ReadOptions], Iterator[RawFrame]]
 _READERS: Final[dict[str, Reader]] = {
-    "extxyz": read_extxyz,
+    "extxyz": lambda path, _: read_extxyz(path),
+    "aselmdb": lambda path, options: read_aselmdb(path, keep_all=options.keep_info),
 }
 
 
@@ -68,7 +70,7 @@ def read_structures(
 def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Atoms]:
     for file, kind in jobs:
         canonical = Canonicalizer(file, options)
-        for index, frame in enumerate(_READERS[kind](file)):
+        for index, frame in enumerate(_READERS[kind](file, options)):
             yield canonical(frame, index)
         canonical.finish()
 
@@ -91,7 +93,7 @@ def describe_keys(path: PathLike, format: str = "auto", frames: int = 20) -> Fra
     found: tuple[set[str], set[str], set[str]] = (set(), set(), set())
     file = expand_paths(path, format)[0]
     kind = detect_format(file) if check_format(format) == "auto" else check_format(format)
-    for frame in islice(_READERS[kind](file), frames):
+    for frame in islice(_READERS[kind](file, ReadOptions(keep_info=True)), frames):
         for names, entries in zip(found, (frame.info, frame.arrays, frame.results), strict=True):
             names.update(entries)
     return FrameKeys(*(sorted(names) for names in found))

@@ -38,6 +38,7 @@ _PAIR: Final = re.compile(
     r"""|\[(?P<sb>[^\]]*)\]|(?P<bare>[^\s"'{}\[\]\\]\S*)))?(?=\s|$)"""
 )
 _RESULTS: Final = frozenset(all_properties)
+_NUMBER_STARTS: Final = tuple("+-.0123456789nNiI ")  # nan, inf
 Layout = list[tuple[str, str, int]]  # name, type letter, columns
 
 
@@ -49,10 +50,11 @@ def read_extxyz(path: Path) -> Iterator[RawFrame]:
         CorruptDataError: the last frame is cut short.
     """
     with open_bytes(path) as stream:
-        index = 0
-        for index, frame in enumerate(_frames(path, stream), start=1):
+        empty = True
+        for frame in _frames(path, stream):
+            empty = False
             yield frame
-        if index == 0:
+        if empty:
             raise DataError(f"{path}: the file is empty; expected at least one frame")
 
 
@@ -116,7 +118,7 @@ def _parse(text: str, rows: list[str], layouts: dict[str, Layout], place: str) -
         cell = cell.reshape(3, 3)
     if pbc is None:
         pbc = (cell is not None,) * 3
-    elif np.shape(pbc) not in ((), (3,)) or not np.isin(np.asarray(pbc), (0, 1)).all():
+    elif not (isinstance(pbc, bool) or _is_three_flags(pbc)):
         raise DataError(f"{place}: pbc is {pbc!r}; expected three of T and F")
     frame = RawFrame(_numbers(columns, place), positions, cell, pbc)
     if (move_mask := columns.pop("move_mask", None)) is not None:
@@ -125,9 +127,13 @@ def _parse(text: str, rows: list[str], layouts: dict[str, Layout], place: str) -
         for name, value in entries.items():
             (frame.results if name in _RESULTS else store)[name] = value
     # A 6-vector here is plain text, whose order the caller may set; ASE's results have one order.
-    if np.shape(frame.results.get("stress")) == (6,):
+    if np.size(frame.results.get("stress", ())) == 6:
         frame.info["stress"] = frame.results.pop("stress")
     return frame
+
+
+def _is_three_flags(pbc: Any) -> bool:
+    return np.shape(pbc) == (3,) and all(flag in (0, 1) for flag in pbc)
 
 
 def _parse_comment(text: str, place: str) -> tuple[str, dict[str, Any]]:
@@ -156,9 +162,9 @@ def _value(text: str | None, place: str) -> Any:
     if text is None:
         return True  # a key alone
     words = text.replace(",", " ").split()
-    for convert in (int, float):
+    for convert in (int, float) if text[:1] in _NUMBER_STARTS else ():
         try:
-            numbers = [convert(word) for word in words]
+            numbers = list(map(convert, words))
         except ValueError:
             continue
         if len(numbers) == 1:
@@ -167,14 +173,13 @@ def _value(text: str | None, place: str) -> Any:
     if all(word in _BOOLEANS for word in words):
         booleans = [_BOOLEANS[word] for word in words]
         return booleans[0] if len(booleans) == 1 else booleans
-    plain = re.sub(r"\\(.)", r"\1", text)
+    plain = re.sub(r"\\(.)", r"\1", text) if "\\" in text else text
     if plain.startswith("_JSON "):
         try:
             value = json.loads(plain[6:])
         except ValueError as error:
             raise DataError(f"{place}: {plain[:60]!r} is not JSON ({error}); correct it") from None
-        array = np.array(value) if isinstance(value, list) and _is_regular(value) else value
-        return array
+        return np.array(value) if isinstance(value, list) and _is_regular(value) else value
     return plain
 
 

@@ -51,7 +51,7 @@ class _Decompressed(io.RawIOBase):
         elif path.suffix == ".bz2":
             self._stream = bz2.BZ2File(raw)
         else:
-            self._stream = lzma.LZMAFile(raw)
+            self._stream = lzma.LZMAFile(raw)  # noqa: SIM115, closed in close()
 
     def readable(self) -> bool:
         return True
