@@ -17,6 +17,7 @@ from ase import Atoms
 
 from mlip.data.readers.canonical import Canonicalizer, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.mptrj import read_mptrj
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms
 from mlip.data.readers.options import LabelKeys, ReadOptions
 from mlip.data.readers.paths import FORMATS, PathLike, check_format, detect_format, expand_paths
@@ -35,6 +36,7 @@ __all__ = [
 Reader = Callable[[Path, ReadOptions], Iterator[RawFrame]]
 _READERS: Final[dict[str, Reader]] = {
     "extxyz": lambda path, _: read_extxyz(path),
+    "mptrj": lambda path, _: read_mptrj(path),
     "aselmdb": lambda path, options: read_aselmdb(path, keep_all=options.keep_info),
 }
 

@@ -69,6 +69,7 @@ class RawFrame:
         info: everything else that belongs to the frame.
         arrays: everything else that belongs to its atoms.
         constraints: ASE constraints; only kept with `keep_info`.
+        where: the source's own name for the frame, for messages.
     """
 
     numbers: Any
@@ -79,6 +80,7 @@ class RawFrame:
     info: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     constraints: list[Any] = field(default_factory=list)
+    where: str = ""
 
     @classmethod
     def from_atoms(cls, atoms: Atoms) -> RawFrame:
@@ -124,13 +126,12 @@ class Canonicalizer:
         self._left_out: dict[str, int] = {}
         self._count = 0
 
-    def __call__(self, frame: RawFrame, index: int, where: str = "") -> Atoms:
+    def __call__(self, frame: RawFrame, index: int) -> Atoms:
         """Return the canonical form of `frame`.
 
         Args:
             frame: the raw frame.
             index: its 0-based number in the file.
-            where: the source's own name for it, for error messages.
 
         Returns:
             Atoms with labels in `calc.results` (`calc` is None without any) and ids, charge,
@@ -140,7 +141,7 @@ class Canonicalizer:
             DataError: the geometry or a label is missing pieces, has a wrong shape, is not finite
                 or contradicts the options.
         """
-        place = f"{self.path}: frame {index}" + (f" ({where})" if where else "")
+        place = f"{self.path}: frame {index}" + (f" ({frame.where})" if frame.where else "")
         self._count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)

@@ -123,6 +123,7 @@ def decode_row(row: Any, place: str, *, keep_all: bool = False) -> RawFrame:
             frame.results[name] = decode_array(value, name, place) if is_array else value
         elif keep_all and name in ("tags", "momenta", "initial_magmoms", "initial_charges"):
             frame.arrays[name] = decode_array(value, name, place)
+    frame.where = ", ".join(str(frame.info[k]) for k in ("data_id", "source") if k in frame.info)
     if keep_all:
         frame.constraints = _constraints(row.get("constraints"), place)
     return frame
