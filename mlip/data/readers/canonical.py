@@ -51,7 +51,8 @@ SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "magmoms": ("REF_magmoms", "calc:magmoms", "magmoms", "magmom"),
 }
-_VOIGT_ASE: Final = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+_VOIGT_I: Final = [0, 1, 2, 1, 0, 0]
+_VOIGT_J: Final = [0, 1, 2, 2, 2, 1]
 _VASP_TO_ASE: Final = [0, 1, 2, 4, 5, 3]  # xx yy zz xy yz zx -> xx yy zz yz xz xy
 _ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
 
@@ -184,7 +185,8 @@ class Canonicalizer:
         positions = self._array(frame.positions, (n, 3), "positions", place)
         cell = np.zeros((3, 3)) if frame.cell is None else frame.cell
         cell = self._array(cell, (3, 3), "cell", place)
-        pbc = np.array(np.broadcast_to(np.asarray(frame.pbc, dtype=bool), (3,)))
+        pbc = np.empty(3, dtype=bool)
+        pbc[:] = frame.pbc
         _check_cell(cell, pbc, place)
         return numbers.astype(np.int64), positions, cell, pbc
 
@@ -209,8 +211,8 @@ class Canonicalizer:
                 f"{place}: {name!r} has shape {array.shape}, expected {shape}; "
                 "correct the file, or name another key with data.keys"
             )
-        finite = np.isfinite(array)
-        if not finite.all():
+        if not math.isfinite(array.sum()):  # one pass over good data
+            finite = np.isfinite(array)
             bad = np.argwhere(~finite & ~np.isnan(array) if nan_ok else ~finite)
             if len(bad):
                 at = tuple(int(i) for i in bad[0])
@@ -298,8 +300,7 @@ class Canonicalizer:
             if self.options.stress_voigt == "vasp" and not name.startswith("calc:"):
                 array = array[_VASP_TO_ASE]
             tensor = np.empty((3, 3))
-            for component, (i, j) in zip(array, _VOIGT_ASE, strict=True):
-                tensor[i, j] = tensor[j, i] = component
+            tensor[_VOIGT_I, _VOIGT_J] = tensor[_VOIGT_J, _VOIGT_I] = array
             return tensor
         if array.size != 9:
             raise DataError(
@@ -321,7 +322,7 @@ class Canonicalizer:
                 f"{place}: {_plain(name)!r} is not symmetric (by {asymmetry:.3g} eV/A^3), as a "
                 "stress tensor must be; check the order of its components"
             )
-        return np.array([0.5 * (stress[i, j] + stress[j, i]) for i, j in _VOIGT_ASE])
+        return (0.5 * (stress + stress.T))[_VOIGT_I, _VOIGT_J]
 
     def _leave_out(self, what: str) -> None:
         self._left_out[what] = self._left_out.get(what, 0) + 1
@@ -422,20 +423,32 @@ def _integer(value: Any, key: str, low: int | None, place: str) -> int:
 def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str) -> None:
     if not pbc.any():
         return
-    vectors = cell[pbc]
-    lengths = np.sqrt((vectors * vectors).sum(axis=1))
-    if (lengths < 1e-6).any():
-        axes = np.flatnonzero(pbc)[lengths < 1e-6].tolist()
+    axes = np.flatnonzero(pbc).tolist()
+    vectors = cell[axes].tolist()
+    lengths = [math.hypot(*vector) for vector in vectors]
+    if min(lengths) < 1e-6:
+        zero = [axis for axis, length in zip(axes, lengths, strict=True) if length < 1e-6]
         raise DataError(
-            f"{place}: axes {axes} are periodic but their lattice vectors are zero; "
+            f"{place}: axes {zero} are periodic but their lattice vectors are zero; "
             "give the cell, or set pbc to F there"
         )
-    unit = vectors / lengths[:, None]
-    if np.linalg.det(unit @ unit.T) < 1e-10:  # squared volume spanned by the unit vectors
+    unit = [[x / length for x in v] for v, length in zip(vectors, lengths, strict=True)]
+    if _spanned(unit) < 1e-5:
         raise DataError(
-            f"{place}: the cell is flat, its periodic lattice vectors {vectors.tolist()} are "
-            "linearly dependent; correct the cell"
+            f"{place}: the cell is flat, its periodic lattice vectors {vectors} are linearly "
+            "dependent; correct the cell"
         )
+
+
+def _spanned(vectors: list[list[float]]) -> float:
+    """Return the length, area or volume that one, two or three vectors span."""
+    if len(vectors) == 1:
+        return math.hypot(*vectors[0])
+    (ax, ay, az), (bx, by, bz) = vectors[:2]
+    normal = (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
+    if len(vectors) == 2:
+        return math.hypot(*normal)
+    return abs(sum(n * c for n, c in zip(normal, vectors[2], strict=True)))
 
 
 def _plain(name: str) -> str:

@@ -32,7 +32,7 @@ MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundr
 KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 
 # A value ends and a new key follows: the end of a material wherever the braces are balanced.
-_BOUNDARY: Final = re.compile(rb'\}\s*(,)\s*(?="(?:[^"\\]|\\.)*"\s*:\s*\{)')
+_BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
 _OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
@@ -126,12 +126,12 @@ def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
         depth = 0  # ... and this many are open; one inside a string would end in a decoding error
         while True:
             for match in _BOUNDARY.finditer(buffer, max(start, counted - 1)):
-                end = match.end(1)
+                end = match.start() + 1
                 depth += buffer.count(b"{", counted, end) - buffer.count(b"}", counted, end)
                 counted = end
                 if depth == 0:
-                    yield base + start, buffer[start : end - 1]
-                    start = end
+                    yield base + start, buffer[start:end]
+                    start = buffer.index(b",", end) + 1
             safe = max(counted, len(buffer) - _OVERLAP)
             depth += buffer.count(b"{", counted, safe) - buffer.count(b"}", counted, safe)
             counted = safe
@@ -206,6 +206,8 @@ def _atomic_number(site: _Site, place: str) -> int:
             "every site; remove this frame"
         )
     element = site.species[0].element
+    if (number := atomic_numbers.get(element)) is not None:
+        return number
     symbol = _ELEMENT.match(element)
     number = atomic_numbers.get(symbol.group()) if symbol else None
     if number is None:
