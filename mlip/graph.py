@@ -234,9 +234,7 @@ def structure_arrays(atoms: ase.Atoms) -> dict[str, np.ndarray]:
 
 def add_edges(arrays: Arrays, cutoff: float) -> dict[str, np.ndarray]:
     """Return `arrays` with `edge_index` and `edge_shift` for `cutoff` (Å)."""
-    index, shift = neighbor_list(
-        arrays["positions"], arrays["cell"][0], arrays["pbc"][0], cutoff
-    )
+    index, shift = neighbor_list(arrays["positions"], arrays["cell"][0], arrays["pbc"][0], cutoff)
     return {**arrays, "edge_index": index, "edge_shift": shift}
 
 

@@ -59,9 +59,7 @@ def neighbor_list(
     return edge_index, np.ascontiguousarray(shift, dtype=np.int32)
 
 
-def complete_cell(
-    cell: NDArray[np.float64], pbc: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return a copy of `cell` whose open axes hold unit vectors that complete the lattice.
 
     An open axis may hold anything (zeros, vacuum); no image along it is ever used, but the matrix

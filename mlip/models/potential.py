@@ -107,7 +107,9 @@ class Potential(nn.Module):
         self.model = model
         self.priors = nn.ModuleList(priors)
         self.head_names = tuple(head_names)
-        tables = [reference_energies] if isinstance(reference_energies, Mapping) else reference_energies
+        tables = (
+            [reference_energies] if isinstance(reference_energies, Mapping) else reference_energies
+        )
         e0 = torch.full((len(tables), MAX_Z + 1), torch.nan, dtype=torch.float64)
         for head, table in enumerate(tables):
             for z, energy in table.items():
@@ -243,9 +245,7 @@ class Potential(nn.Module):
             leaves += [positions, strain]
             symmetric = 0.5 * (strain + strain.transpose(1, 2))
             cell = cell + cell @ symmetric
-            positions = positions + torch.einsum(
-                "nx,nxy->ny", positions, symmetric[graph.batch]
-            )
+            positions = positions + torch.einsum("nx,nxy->ny", positions, symmetric[graph.batch])
         geometry = Geometry(
             atomic_numbers=graph.atomic_numbers,
             edge_index=graph.edge_index,

@@ -1,0 +1,405 @@
+"""Facet: E(3)-equivariant message passing with linear "spline" messages and sphere-grid updates.
+
+What makes it fast: radial weights are a bias-free linear map of a small basis instead of an MLP on
+every edge, and the nonlinearity acts per node, on a grid of the sphere. Source: Miklaucic et al.,
+arXiv:2509.08418, read together with the authors' code.
+
+Where this differs from the published code, on purpose: all neighbours within the cutoff instead of
+the nearest k; an envelope with two continuous derivatives; total energies (extensive) with forces
+and stress as their exact derivatives; only parity-conserving couplings and an antipodal grid, so
+the model is O(3)- instead of SE(3)-invariant; a normalisation that stays smooth where features
+vanish by symmetry; and `grid_act="product"`, whose grid is exact (`"silu"` is the published one and
+aliases).
+
+Letters: N atoms, E edges, C channels, K basis functions, P radial weights; degree l has 2l+1
+components; features are a list of (N, 2l+1, C_l), one per degree, parity (−1)^l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the name everybody uses
+
+from mlip.errors import ConfigError
+from mlip.models.harmonics import coupling, even_paths, spherical_harmonics
+from mlip.models.potential import MAX_Z, Geometry, NodeOutput
+from mlip.models.radial import BesselBasis, BSplineBasis
+from mlip.models.sphere import grid_matrices
+
+Features = list[Tensor]
+BASES = {"bessel": BesselBasis, "bspline": BSplineBasis}
+MAX_CHARGE, MAX_SPIN = 20, 30
+BLOCK = 16  # edges of one centre that are contracted together
+
+
+class Facet(nn.Module):
+    """Per-atom energies from a radius graph (an `EnergyModel`)."""
+
+    is_local = True
+
+    def __init__(
+        self,
+        *,
+        cutoff: float,
+        species: Sequence[int],
+        avg_num_neighbors: float,
+        force_scale: float = 1.0,
+        charge_spin: bool = False,
+        channels: Sequence[int] = (128, 32, 16, 8),
+        num_layers: int = 3,
+        num_basis: int = 8,
+        radial: str = "bessel",
+        grid_act: str = "product",
+        grid_channels: int | None = None,
+        neighbor_exponent: float = 0.7,
+    ) -> None:
+        """Build it.
+
+        Args:
+            cutoff: Å.
+            species: atomic numbers to know.
+            avg_num_neighbors: mean number of neighbours within the cutoff in the training set.
+            force_scale: RMS force of the training set, eV/Å; the unit of the output.
+            charge_spin: whether total charge and spin multiplicity condition the energy.
+            channels: number of channels of degree 0, 1, ..., L (at most 4).
+            num_layers: message-passing layers; the last one keeps only scalars.
+            num_basis: radial basis functions.
+            radial: "bessel" or "bspline".
+            grid_act: "product" (exactly equivariant) or "silu" (the published one, which is not).
+            grid_channels: of the sphere-grid update; default the largest of degrees above 0.
+            neighbor_exponent: messages are divided by avg_num_neighbors to this power.
+
+        Raises:
+            ConfigError: an option has no such value.
+        """
+        super().__init__()
+        if radial not in BASES or grid_act not in ("product", "silu"):
+            raise ConfigError(
+                f"radial={radial!r} must be one of {sorted(BASES)} and "
+                f"grid_act={grid_act!r} one of ['product', 'silu']"
+            )
+        if not 2 <= len(channels) <= 5 or num_layers < 1:
+            raise ConfigError(
+                f"channels={list(channels)} must list 2 to 5 degrees and num_layers={num_layers} "
+                "must be at least 1"
+            )
+        self.cutoff = float(cutoff)
+        self.species = tuple(int(z) for z in species)
+        self.symmetry = "O(3)" if grid_act == "product" else "none"
+        self.uses_charge_spin = charge_spin
+        self.force_scale = float(force_scale)
+        self.max_degree = len(channels) - 1
+        scalars = channels[0]
+
+        index = torch.zeros(MAX_Z + 1, dtype=torch.int64)
+        index[list(self.species)] = torch.arange(len(self.species))
+        self.register_buffer("species_index", index, persistent=False)
+        self.species_index: Tensor
+        self.embed = nn.Embedding(len(self.species), scalars)
+        if charge_spin:
+            self.embed_charge = nn.Embedding(2 * MAX_CHARGE + 1, scalars)
+            self.embed_spin = nn.Embedding(MAX_SPIN + 1, scalars)
+        self.basis = BASES[radial](self.cutoff, num_basis)
+        norm = float(max(avg_num_neighbors, 1.0)) ** -neighbor_exponent
+        up = grid_channels or max(channels[1:])
+        full, only_scalars = tuple(channels), (scalars,)
+        self.layers = nn.ModuleList(
+            Layer(
+                channels_in=only_scalars if t == 0 else full,
+                channels_out=only_scalars if t == num_layers - 1 else full,
+                max_degree=self.max_degree,
+                num_basis=num_basis,
+                norm=norm,
+                grid_channels=up,
+                grid_act=grid_act,
+            )
+            for t in range(num_layers)
+        )
+        self.readout = nn.Linear(scalars, 1, bias=False)
+
+    def forward(self, geometry: Geometry) -> NodeOutput:
+        """See `EnergyModel`."""
+        edges = EdgeBlocks.build(geometry, self.basis, self.max_degree)
+        h: Features = [self._embed(geometry)[:, None, :]]
+        for layer in self.layers:
+            h = layer(h, edges)
+        scalars = h[0][:, 0]
+        return NodeOutput(self.force_scale * self.readout(scalars)[:, 0], features=scalars)
+
+    def _embed(self, geometry: Geometry) -> Tensor:
+        """Initial scalars (N, C): species, plus charge and spin relative to the neutral singlet."""
+        h = self.embed(self.species_index[geometry.atomic_numbers])
+        if not self.uses_charge_spin:
+            return h
+        charge, spin = geometry.charge, geometry.spin.clamp(min=1)  # 0 = unknown: assume 1
+        state = (
+            self.embed_charge((charge + MAX_CHARGE).clamp(0, 2 * MAX_CHARGE))
+            - self.embed_charge.weight[MAX_CHARGE]
+            + self.embed_spin(spin.clamp(max=MAX_SPIN))
+            - self.embed_spin.weight[1]
+        )
+        return h + state[geometry.batch]
+
+
+@dataclass(slots=True)
+class EdgeBlocks:
+    """The edges of each centre in blocks of `BLOCK`, the last one padded with zeros.
+
+    A sum over neighbours is then a batched matrix product instead of a scatter of large messages:
+    2.7 times faster for 28 neighbours and 5 times for 60 (one thread, forward and forces).
+    """
+
+    source: Tensor  # (T·BLOCK,) the neighbour; padding points at atom 0 with zero radial basis
+    block_node: Tensor  # (T,) the centre of each block
+    radial: Tensor  # (T·BLOCK, K)
+    angular: Tensor  # (T·BLOCK, (L+1)²)
+    num_nodes: int
+    matrices: dict[tuple[int, int, int], Tensor]  # filled on demand, shared by layers
+
+    @classmethod
+    def build(cls, geometry: Geometry, basis: nn.Module, max_degree: int) -> EdgeBlocks:
+        """Expand the edges of `geometry`, which are sorted by centre."""
+        j, i = geometry.edge_index
+        n = geometry.atomic_numbers.shape[0]
+        counts = torch.bincount(i, minlength=n)
+        blocks = (counts + BLOCK - 1) // BLOCK
+        block_node = torch.repeat_interleave(blocks)
+        slots = block_node.shape[0] * BLOCK
+        first_edge = counts.cumsum(0) - counts
+        first_slot = (blocks.cumsum(0) - blocks) * BLOCK
+        slot = torch.arange(len(i), device=i.device) + (first_slot - first_edge)[i]
+
+        r = geometry.edge_lengths
+        unit = geometry.edge_vectors / r[:, None]
+        values = torch.cat([basis(r), spherical_harmonics(max_degree, unit)], dim=1)
+        padded = values.new_zeros(slots, values.shape[1]).index_copy(0, slot, values)
+        angular = (max_degree + 1) ** 2
+        radial, harmonics = padded.split([values.shape[1] - angular, angular], dim=1)
+        source = torch.zeros(slots, dtype=torch.int64, device=j.device).index_copy(0, slot, j)
+        return cls(source, block_node, radial, harmonics, n, {})
+
+    def matrix(self, path: tuple[int, int, int]) -> Tensor:
+        """Coupling with the edge harmonics: (T, 2l3+1, BLOCK·(2l1+1))."""
+        if path not in self.matrices:
+            l1, l2, l3 = path
+            y = self.angular[:, l2**2 : (l2 + 1) ** 2]
+            c = _coupling(path, y.dtype, y.device)  # (2l2+1, (2l3+1)(2l1+1))
+            b = (y @ c).view(-1, BLOCK, 2 * l3 + 1, 2 * l1 + 1)
+            self.matrices[path] = b.transpose(1, 2).flatten(2)
+        return self.matrices[path]
+
+
+class Convolution(nn.Module):
+    """A_i = norm · Σ_j R_p(r_ij) · (h_j ⊗ Y(r_ij))_l3 over all paths p, then mixed per degree."""
+
+    def __init__(
+        self,
+        channels_in: Sequence[int],
+        channels_out: Sequence[int],
+        max_degree: int,
+        num_basis: int,
+        norm: float,
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        degrees_in, degrees_out = tuple(range(len(channels_in))), tuple(range(len(channels_out)))
+        self.paths = even_paths(degrees_in, max_degree, degrees_out)
+        self.widths = [channels_in[l1] for l1, _, _ in self.paths]
+        self.radial = nn.Parameter(torch.randn(num_basis, sum(self.widths)) * num_basis**-0.5)
+        gathered = [
+            sum(w for w, p in zip(self.widths, self.paths, strict=True) if p[2] == l3)
+            for l3 in degrees_out
+        ]
+        self.mix = DegreeLinear(gathered, channels_out)
+
+    def forward(self, h: Features, edges: EdgeBlocks) -> Features:
+        """Sum messages to (N, 2l+1, C_l)."""
+        neighbors = [x[edges.source] for x in h]  # (T·BLOCK, 2l1+1, C)
+        weights = (edges.radial @ self.radial).split(self.widths, dim=1)
+        collected: list[list[Tensor]] = [[] for _ in self.mix.channels]
+        for path, weight in zip(self.paths, weights, strict=True):
+            x = neighbors[path[0]]
+            b = edges.matrix(path)
+            message = (weight[:, None, :] * x).view(b.shape[0], b.shape[2], x.shape[2])
+            collected[path[2]].append(torch.bmm(b, message))
+        out = []
+        for degree, parts in enumerate(collected):
+            blocks = torch.cat(parts, dim=2)
+            total = blocks.new_zeros(edges.num_nodes, 2 * degree + 1, blocks.shape[2])
+            out.append(self.norm * total.index_add(0, edges.block_node, blocks))
+        return self.mix(out)
+
+
+class Layer(nn.Module):
+    """h ← skip(h) + norm(update(conv(h) + linear(h))), with the norm's scales born zero."""
+
+    def __init__(
+        self,
+        *,
+        channels_in: Sequence[int],
+        channels_out: Sequence[int],
+        max_degree: int,
+        num_basis: int,
+        norm: float,
+        grid_channels: int,
+        grid_act: str,
+    ) -> None:
+        super().__init__()
+        self.convolution = Convolution(channels_in, channels_out, max_degree, num_basis, norm)
+        common = min(len(channels_in), len(channels_out))
+        self.residual = DegreeLinear(channels_in[:common], channels_out[:common])
+        if len(channels_out) == 1:
+            self.update: nn.Module = ScalarUpdate(channels_out[0])
+        elif grid_act == "product":
+            self.update = ProductUpdate(channels_out, grid_channels)
+        else:
+            self.update = GridUpdate(channels_out, grid_channels)
+        self.norm = SmoothNorm(channels_out)
+
+    def forward(self, h: Features, edges: EdgeBlocks) -> Features:
+        """Return the next features."""
+        x = self.convolution(h, edges)
+        for degree, value in enumerate(self.residual(h)):
+            x[degree] = x[degree] + value
+        y = self.norm(self.update(x))
+        return [v + h[degree] if degree < len(h) else v for degree, v in enumerate(y)]
+
+
+class ProductUpdate(nn.Module):
+    """Multiply two functions on the sphere, point by point, gated by scalars.
+
+    The grid integrates degree 3L exactly, so this is exactly O(3)-equivariant.
+    """
+
+    def __init__(self, channels: Sequence[int], grid_channels: int) -> None:
+        super().__init__()
+        top = len(channels) - 1
+        self.max_degree = top
+        self.latitudes, longitudes = (3 * top + 2) // 2, 3 * top + 1
+        self.longitudes = longitudes + longitudes % 2
+        self.left = DegreeLinear(channels, [grid_channels] * (top + 1))
+        self.right = DegreeLinear(channels, [grid_channels] * (top + 1))
+        self.scalar = nn.Linear(channels[0], channels[0])
+        self.gate = nn.Linear(channels[0], grid_channels)
+        self.down = DegreeLinear([grid_channels + channels[0], *[grid_channels] * top], channels)
+
+    def forward(self, x: Features) -> Features:
+        """Map (N, 2l+1, C_l) to the same shapes."""
+        like = x[0]
+        size = (self.max_degree, self.latitudes, self.longitudes)
+        to_grid, from_grid = _grid(*size, like.dtype, like.device)
+        left = to_grid @ torch.cat(self.left(x), dim=1)  # (N, G, C)
+        right = to_grid @ torch.cat(self.right(x), dim=1)
+        scalars = F.silu(self.scalar(x[0]))  # (N, 1, C_0)
+        y = (from_grid @ (left * right)) * (1.0 + self.gate(scalars))
+        out = list(y.split([2 * degree + 1 for degree in range(len(x))], dim=1))
+        out[0] = torch.cat([out[0], scalars], dim=2)
+        return self.down(out)
+
+
+class GridUpdate(nn.Module):
+    """The published update: an MLP with SiLU at every grid point, then projected back.
+
+    SiLU has no band limit, so the projection aliases and rotations hold only approximately
+    (0.3 % of the features at L = 2, 2 % at L = 3); the antipodal grid keeps inversion exact.
+    """
+
+    LATITUDES, LONGITUDES, HIDDEN, HEADS = 16, 18, 16, 2
+
+    def __init__(self, channels: Sequence[int], grid_channels: int) -> None:
+        super().__init__()
+        self.max_degree = len(channels) - 1
+        self.up = DegreeLinear(channels, [grid_channels] * len(channels))
+        width = grid_channels // self.HEADS
+        self.inner = nn.Linear(width, self.HIDDEN, bias=False)
+        self.outer = nn.Linear(self.HIDDEN, width, bias=False)
+        self.down = DegreeLinear(
+            [grid_channels + channels[0], *[grid_channels] * self.max_degree], channels
+        )
+
+    def forward(self, x: Features) -> Features:
+        """Map (N, 2l+1, C_l) to the same shapes."""
+        size = (self.max_degree, self.LATITUDES, self.LONGITUDES)
+        to_grid, from_grid = _grid(*size, x[0].dtype, x[0].device)
+        f = to_grid @ torch.cat(self.up(x), dim=1)  # (N, G, C)
+        f = f.unflatten(2, (self.HEADS, -1))
+        f = F.silu(self.outer(F.silu(self.inner(f)))).flatten(2)
+        out = list((from_grid @ f).split([2 * degree + 1 for degree in range(len(x))], dim=1))
+        out[0] = torch.cat([out[0], x[0]], dim=2)
+        return self.down(out)
+
+
+class ScalarUpdate(nn.Module):
+    """Three dense layers with SiLU: the update where only scalars are left."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.dense = nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
+
+    def forward(self, x: Features) -> Features:
+        """Map [(N, 1, C)] to the same."""
+        y = x[0]
+        for dense in self.dense:
+            y = F.silu(dense(y))
+        return [y]
+
+
+class DegreeLinear(nn.Module):
+    """Mix channels, one matrix per degree, no bias."""
+
+    def __init__(self, channels_in: Sequence[int], channels_out: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels_out)
+        self.weights = nn.ParameterList(
+            torch.randn(c_in, c_out) * c_in**-0.5
+            for c_in, c_out in zip(channels_in, channels_out, strict=True)
+        )
+
+    def forward(self, x: Sequence[Tensor]) -> Features:
+        """Map (N, 2l+1, C_in) to (N, 2l+1, C_out) for every degree there is a matrix for."""
+        return [value @ weight for value, weight in zip(x, self.weights, strict=False)]
+
+
+class SmoothNorm(nn.Module):
+    """Divide all degrees by one root mean square that cannot vanish: sqrt(1 + <x²>).
+
+    A separate RMS for degrees above zero would be singular where they vanish by symmetry (atoms on
+    fcc, bcc or rocksalt sites), and force constants there would depend on the displacement.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList(torch.zeros(c) for c in channels)
+
+    def forward(self, x: Features) -> Features:
+        """Normalise (N, 2l+1, C_l)."""
+        x = [x[0] - x[0].mean(dim=2, keepdim=True), *x[1:]]
+        powers = [v.square().sum(1, keepdim=True).mean(2, keepdim=True) / v.shape[1] for v in x]
+        inverse = torch.rsqrt(1.0 + torch.stack(powers).mean(0))
+        return [v * inverse * scale for v, scale in zip(x, self.scales, strict=True)]
+
+
+# Constants live outside the modules: a buffer cast to float32 and back would keep only seven digits,
+# and symmetries would hold only to seven digits in float64.
+
+
+@lru_cache(maxsize=None)
+def _coupling(path: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    l1, l2, l3 = path
+    with torch.inference_mode(False):
+        c = torch.tensor(coupling(l1, l2, l3)).permute(1, 2, 0)
+        return c.reshape(2 * l2 + 1, -1).to(device=device, dtype=dtype).contiguous()
+
+
+@lru_cache(maxsize=None)
+def _grid(
+    max_degree: int, latitudes: int, longitudes: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        to_grid, from_grid = grid_matrices(max_degree, latitudes, longitudes)
+        return to_grid.to(device, dtype), from_grid.to(device, dtype).contiguous()
