@@ -8,19 +8,22 @@ line in the table here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from ase import Atoms
 
+from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
 from mlip.data.readers.canonical import Canonicalizer, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
 from mlip.data.readers.mptrj import read_mptrj
+from mlip.data.readers.npz import read_npz
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms
 from mlip.data.readers.options import LabelKeys, ReadOptions
 from mlip.data.readers.paths import FORMATS, PathLike, check_format, detect_format, expand_paths
+from mlip.errors import ConfigError
 
 __all__ = [
     "FORMATS",
@@ -36,8 +39,22 @@ __all__ = [
 Reader = Callable[[Path, ReadOptions], Iterator[RawFrame]]
 _READERS: Final[dict[str, Reader]] = {
     "extxyz": lambda path, _: read_extxyz(path),
+    "aselmdb": lambda path, o: read_aselmdb(path, keep_all=o.keep_info),
     "mptrj": lambda path, _: read_mptrj(path),
-    "aselmdb": lambda path, options: read_aselmdb(path, keep_all=options.keep_info),
+    "npz": lambda path, o: read_npz(path, energy_unit=o.energy_unit, force_unit=o.force_unit),
+    "db": lambda path, o: read_sqlite(path, keep_all=o.keep_info),
+    "json": lambda path, o: read_json_db(path, keep_all=o.keep_info),
+    "traj": lambda path, _: read_traj(path),
+    "vasp-xml": lambda path, _: read_with_ase(path, "vasp-xml"),
+    "vasp-out": lambda path, _: read_with_ase(path, "vasp-out"),
+    "vasp": lambda path, _: read_with_ase(path, "vasp"),
+    "cif": lambda path, _: read_with_ase(path, "cif"),
+}
+# Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
+_OWN_UNITS: Final[dict[str, tuple[str, str]]] = {
+    "mptrj": ("kbar", "vasp"),
+    "vasp-xml": ("kbar", "vasp"),
+    "vasp-out": ("kbar", "vasp"),
 }
 
 
@@ -66,15 +83,46 @@ def read_structures(
     format = check_format(format)
     files = expand_paths(path, format)
     jobs = [(file, detect_format(file) if format == "auto" else format) for file in files]
+    for file, kind in jobs:
+        _check_units(file, kind, parsed)
     return _read(jobs, parsed)
 
 
 def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Atoms]:
     for file, kind in jobs:
-        canonical = Canonicalizer(file, options)
+        canonical = Canonicalizer(file, _units_left(kind, options))
         for index, frame in enumerate(_READERS[kind](file, options)):
             yield canonical(frame, index)
         canonical.finish()
+
+
+def _check_units(file: Path, kind: str, options: ReadOptions) -> None:
+    """Refuse a unit that contradicts a format which fixes its own."""
+    if kind not in _OWN_UNITS:
+        return
+    stress_unit, stress_sign = _OWN_UNITS[kind]
+    fixed = {
+        "energy_unit": "eV",
+        "force_unit": "eV/A",
+        "stress_unit": stress_unit,
+        "stress_sign": stress_sign,
+    }
+    for name, own in fixed.items():
+        if getattr(options, name) not in (None, own):
+            raise ConfigError(
+                f"{file}: {name}={getattr(options, name)} contradicts the {kind} format, which is "
+                f"always in {own} and is converted; leave {name} out"
+            )
+
+
+def _units_left(kind: str, options: ReadOptions) -> ReadOptions:
+    """Return the options without the units that the reader of this format has dealt with."""
+    if kind == "npz":
+        return replace(options, energy_unit=None, force_unit=None)
+    if kind in _OWN_UNITS:
+        none = dict.fromkeys(("energy_unit", "force_unit", "stress_unit", "stress_sign"))
+        return replace(options, **none)
+    return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ compression; virial W = -V sigma (QUIP, MACE, DeePMD), so stress = -W/V.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,14 +21,13 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from mlip.data.readers.checks import as_floats, as_integer, as_numbers, check_cell, hill_formula
 from mlip.data.readers.options import VIRIAL_KEYS, ReadOptions
 from mlip.errors import DataError
 from mlip.units import energy_factor, force_factor, stress_factor
 
-MAX_Z: Final = 118
 GROUP_KEYS: Final = ("mp_id", "material_id", "mptrj_traj_id", "molecule_id")
 ID_KEYS: Final = ("id", "sample_id", "frame_id", "mptrj_snapshot_id")
 CORRECTED_KEYS: Final = ("corrected_total_energy", "mp2020_corrected_energy")
@@ -114,11 +112,11 @@ class Canonicalizer:
     their energies under different keys usually mixes two levels of theory.
     """
 
-    def __init__(self, path: Path, options: ReadOptions, *, energy_unit: str = "eV") -> None:
-        """Resolve units; `energy_unit` is the format's own, used unless the options name one."""
+    def __init__(self, path: Path, options: ReadOptions) -> None:
+        """Resolve the units that the options name; None means eV, eV/Å and eV/Å³."""
         self.path = path
         self.options = options
-        energy_unit = options.energy_unit or energy_unit
+        energy_unit = options.energy_unit or "eV"
         self._energy = energy_factor(energy_unit)
         self._force = force_factor(options.force_unit or f"{energy_unit}/A")
         sign = -1.0 if options.stress_sign == "vasp" else 1.0
@@ -166,62 +164,14 @@ class Canonicalizer:
     def _geometry(
         self, frame: RawFrame, place: str
     ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        numbers = np.asarray(frame.numbers)
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-            raise DataError(
-                f"{place}: atomic numbers have shape {numbers.shape} and type {numbers.dtype}; "
-                "expected one integer per atom"
-            )
-        n = len(numbers)
-        if n == 0:
-            raise DataError(f"{place}: it has no atoms; remove this frame")
-        low, high = int(numbers.min()), int(numbers.max())
-        if low < 1 or high > MAX_Z:
-            bad = np.flatnonzero((numbers < 1) | (numbers > MAX_Z))
-            raise DataError(
-                f"{place}: atom {bad[0]} has atomic number {numbers[bad[0]]} (a dummy or ghost "
-                f"atom?); expected 1 to {MAX_Z}; remove or replace such atoms"
-            )
-        positions = self._array(frame.positions, (n, 3), "positions", place)
+        numbers = as_numbers(frame.numbers, place)
+        positions = as_floats(frame.positions, (len(numbers), 3), "positions", place)
         cell = np.zeros((3, 3)) if frame.cell is None else frame.cell
-        cell = self._array(cell, (3, 3), "cell", place)
+        cell = as_floats(cell, (3, 3), "cell", place)
         pbc = np.empty(3, dtype=bool)
         pbc[:] = frame.pbc
-        _check_cell(cell, pbc, place)
-        return numbers.astype(np.int64), positions, cell, pbc
-
-    def _array(
-        self,
-        value: Any,
-        shape: tuple[int, ...] | None,
-        name: str,
-        place: str,
-        *,
-        nan_ok: bool = False,
-    ) -> NDArray[np.float64]:
-        """Return `value` as float64 of `shape`, finite, or say what is wrong with it."""
-        try:
-            array = np.array(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"{place}: {name!r} is {_short(value)}, which is not numbers; correct or remove it"
-            ) from None
-        if shape is not None and array.shape != shape:
-            raise DataError(
-                f"{place}: {name!r} has shape {array.shape}, expected {shape}; "
-                "correct the file, or name another key with data.keys"
-            )
-        if not math.isfinite(array.sum()):  # one pass over good data
-            finite = np.isfinite(array)
-            bad = np.argwhere(~finite & ~np.isnan(array) if nan_ok else ~finite)
-            if len(bad):
-                at = tuple(int(i) for i in bad[0])
-                entry = f"{name}{list(at)}" if at else name
-                raise DataError(
-                    f"{place}: {entry} is {array[at]}; expected a finite number; remove the frame, "
-                    "or leave the key out where the value is unknown"
-                )
-        return array
+        check_cell(cell, pbc, place)
+        return numbers, positions, cell, pbc
 
     # --- labels ---------------------------------------------------------------------------------
 
@@ -236,7 +186,7 @@ class Canonicalizer:
         results: dict[str, Any] = {}
         name, value = self._find(frame, "energy", place)
         if value is not None:
-            energy = self._array(value, None, _plain(name), place)
+            energy = as_floats(value, None, _plain(name), place)
             if energy.size != 1:
                 raise DataError(
                     f"{place}: {_plain(name)!r} has shape {energy.shape}, expected one number; "
@@ -245,7 +195,7 @@ class Canonicalizer:
             results["energy"] = float(energy.reshape(())) * self._energy
         name, value = self._find(frame, "forces", place)
         if value is not None:
-            results["forces"] = self._array(value, (n, 3), _plain(name), place) * self._force
+            results["forces"] = as_floats(value, (n, 3), _plain(name), place) * self._force
         name, value = self._find(frame, "stress", place)
         if value is not None:
             tensor = self._tensor(value, name, place)
@@ -258,7 +208,7 @@ class Canonicalizer:
             if np.shape(value) == (n, 3):
                 self._leave_out("non-collinear magnetic moments are not supported, left out")
             else:
-                magmoms = self._array(value, (n,), _plain(name), place, nan_ok=True)
+                magmoms = as_floats(value, (n,), _plain(name), place, nan_ok=True)
                 if not np.isnan(magmoms).all():
                     results["magmoms"] = magmoms
         return results
@@ -295,7 +245,7 @@ class Canonicalizer:
 
     def _tensor(self, value: Any, name: str, place: str) -> NDArray[np.float64]:
         """Return a stress or virial as a symmetric (3, 3) array, units as given."""
-        array = self._array(value, None, _plain(name), place)
+        array = as_floats(value, None, _plain(name), place)
         if array.shape == (6,):
             if self.options.stress_voigt == "vasp" and not name.startswith("calc:"):
                 array = array[_VASP_TO_ASE]
@@ -335,7 +285,7 @@ class Canonicalizer:
         for name, keys, low in (("charge", CHARGE_KEYS, None), ("spin", SPIN_KEYS, 0)):
             for key in keys:
                 if (value := raw.get(key)) is not None:
-                    info[name] = _integer(value, key, low, place)
+                    info[name] = as_integer(value, key, low, place)
                     break
         for name, keys in WEIGHT_KEYS.items():
             for key in keys:
@@ -369,7 +319,7 @@ class Canonicalizer:
         return hill_formula(numbers) if raw.get("data_id") is not None else None
 
     def _weight(self, value: Any, key: str, place: str) -> float:
-        weight = self._array(value, (), key, place)
+        weight = as_floats(value, (), key, place)
         if weight < 0:
             raise DataError(f"{place}: {key!r} is {float(weight)}; expected zero or more")
         return float(weight)
@@ -388,15 +338,6 @@ class Canonicalizer:
         atoms.set_constraint(frame.constraints)
 
 
-def hill_formula(numbers: NDArray[np.int64]) -> str:
-    """Return the composition in Hill order: C, H, then alphabetical, e.g. `C2H6O`."""
-    values, counts = np.unique(numbers, return_counts=True)
-    by_symbol = {chemical_symbols[z]: int(c) for z, c in zip(values, counts, strict=True)}
-    first = [s for s in ("C", "H") if s in by_symbol] if "C" in by_symbol else []
-    order = first + sorted(set(by_symbol) - set(first))
-    return "".join(f"{s}{by_symbol[s] if by_symbol[s] > 1 else ''}" for s in order)
-
-
 def _identifier(raw: Mapping[str, Any]) -> str | None:
     for key in ID_KEYS:
         if (value := raw.get(key)) is not None:
@@ -407,54 +348,5 @@ def _identifier(raw: Mapping[str, Any]) -> str | None:
     return str(raw["source"]) if raw.get("data_id") and raw.get("source") else None
 
 
-def _integer(value: Any, key: str, low: int | None, place: str) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not number.is_integer() or (low is not None and number < low):
-        meaning = "the multiplicity 2S+1, or 0 if unknown" if low is not None else "in units of e"
-        raise DataError(
-            f"{place}: {key!r} is {_short(value)}; expected a whole number, {meaning}; correct it"
-        )
-    return int(number)
-
-
-def _check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str) -> None:
-    if not pbc.any():
-        return
-    axes = np.flatnonzero(pbc).tolist()
-    vectors = cell[axes].tolist()
-    lengths = [math.hypot(*vector) for vector in vectors]
-    if min(lengths) < 1e-6:
-        zero = [axis for axis, length in zip(axes, lengths, strict=True) if length < 1e-6]
-        raise DataError(
-            f"{place}: axes {zero} are periodic but their lattice vectors are zero; "
-            "give the cell, or set pbc to F there"
-        )
-    unit = [[x / length for x in v] for v, length in zip(vectors, lengths, strict=True)]
-    if _spanned(unit) < 1e-5:
-        raise DataError(
-            f"{place}: the cell is flat, its periodic lattice vectors {vectors} are linearly "
-            "dependent; correct the cell"
-        )
-
-
-def _spanned(vectors: list[list[float]]) -> float:
-    """Return the length, area or volume that one, two or three vectors span."""
-    if len(vectors) == 1:
-        return math.hypot(*vectors[0])
-    (ax, ay, az), (bx, by, bz) = vectors[:2]
-    normal = (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
-    if len(vectors) == 2:
-        return math.hypot(*normal)
-    return abs(sum(n * c for n, c in zip(normal, vectors[2], strict=True)))
-
-
 def _plain(name: str) -> str:
     return name.removeprefix("calc:")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -71,9 +71,8 @@ def decode_array(value: Any, name: str, place: str) -> NDArray[Any]:
     except (TypeError, ValueError):
         raise DataError(f"{place}: {name!r} is no array; expected [shape, type, numbers]") from None
     if dtype not in _DTYPES:
-        raise DataError(
-            f"{place}: {name!r} has type {str(dtype)[:40]!r}; allowed are {', '.join(_DTYPES)}"
-        )
+        allowed = ", ".join(sorted(_DTYPES))
+        raise DataError(f"{place}: {name!r} has type {str(dtype)[:40]!r}; allowed are {allowed}")
     if not sane or size != length or size > MAX_ELEMENTS:
         raise DataError(
             f"{place}: {name!r} announces shape {shape} but brings {length} numbers; "
@@ -119,7 +118,7 @@ def decode_row(row: Any, place: str, *, keep_all: bool = False) -> RawFrame:
         if value is None or name in _OWN:
             continue
         if name in all_properties:
-            is_array = isinstance(value, (list, dict))
+            is_array = isinstance(value, (list, dict, np.ndarray))
             frame.results[name] = decode_array(value, name, place) if is_array else value
         elif keep_all and name in ("tags", "momenta", "initial_magmoms", "initial_charges"):
             frame.arrays[name] = decode_array(value, name, place)
@@ -135,10 +134,11 @@ def _entries(data: Mapping[str, Any], place: str, *, keep_all: bool) -> dict[str
     for name, value in data.items():
         if isinstance(value, (str, int, float)):
             entries[name] = value
+        elif not (keep_all or _may_be_label(name)):
+            continue
         elif isinstance(value, dict) and "__ndarray__" in value:
-            if keep_all or _may_be_label(name):
-                entries[name] = decode_array(value, name, place)
-        elif isinstance(value, list) and (keep_all or _may_be_label(name)):
+            entries[name] = decode_array(value, name, place)
+        elif isinstance(value, (list, np.ndarray)):
             entries[name] = value
     return entries
 
