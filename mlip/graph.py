@@ -155,7 +155,7 @@ class AtomGraph:
 
     def to_pyg(self) -> Data:
         """Return the same tensors as a torch-geometric `Data` (no copy)."""
-        from torch_geometric.data import Data  # noqa: PLC0415  2 s to import
+        from torch_geometric.data import Data
 
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Data(num_nodes=self.atomic_numbers.shape[0], **values)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -384,11 +384,11 @@ class SmoothNorm(nn.Module):
         return [v * inverse * scale for v, scale in zip(x, self.scales, strict=True)]
 
 
-# Constants live outside the modules: a buffer cast to float32 and back would keep only seven digits,
+# Constants live outside the modules: a buffer cast to float32 and back keeps only seven digits,
 # and symmetries would hold only to seven digits in float64.
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coupling(path: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
     l1, l2, l3 = path
     with torch.inference_mode(False):
@@ -396,7 +396,7 @@ def _coupling(path: tuple[int, int, int], dtype: torch.dtype, device: torch.devi
         return c.reshape(2 * l2 + 1, -1).to(device=device, dtype=dtype).contiguous()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _grid(
     max_degree: int, latitudes: int, longitudes: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:

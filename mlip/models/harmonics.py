@@ -8,7 +8,7 @@ integrals ∫ Y_l1 Y_l2 Y_l3, so no Clebsch-Gordan machinery is needed.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def even_paths(
     ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def coupling(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
     """Couple degrees l1 and l2 to l3 (even sum): (2l1+1, 2l2+1, 2l3+1).
 

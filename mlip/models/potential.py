@@ -117,6 +117,8 @@ class Potential(nn.Module):
         self.register_buffer("e0", e0)
         self.e0: Tensor
         self._isolated: Tensor | None = None  # (MAX_Z + 1,) after `freeze`
+        self.spec: Any = None  # the PotentialSpec it was built from, if it was
+        self.metadata: dict[str, Any] = {}  # of the file it was loaded from, if it was
 
     # -- what users and callers ask ------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class BesselBasis(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         """Expand distances r (E,), Å, into features (E, K) of order one."""
         envelope = polynomial_envelope(r / self.cutoff, self.envelope_power)
-        # Order one at typical distances, whatever the cutoff: the usual sqrt(2/r_c) is in 1/Å^(3/2).
+        # Of order one at typical distances, whatever the cutoff (sqrt(2/r_c) is in 1/Å^(3/2)).
         radial = math.sqrt(2.0) * torch.sin(self.frequencies * r[:, None])
         return radial * (envelope * (0.5 * self.cutoff / r))[:, None]
 

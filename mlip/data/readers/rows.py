@@ -103,6 +103,8 @@ def decode_row(row: Any, place: str, *, keep_all: bool = False) -> RawFrame:
         )
     numbers = decode_array(row["numbers"], "numbers", place)
     cell = row.get("cell")
+    if isinstance(cell, dict) and "array" in cell:  # ASE's Cell object
+        cell = cell["array"]
     pbc = row.get("pbc")
     frame = RawFrame(
         numbers=numbers,

@@ -1,0 +1,181 @@
+"""A potential as an ASE calculator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ase
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mlip.errors import ConfigError
+from mlip.graph import AtomGraph, add_edges, structure_arrays
+from mlip.models.potential import Potential, check_species
+from mlip.potential_file import load_potential, resolve_device, resolve_dtype
+
+log = logging.getLogger("mlip")
+
+
+class MLIPCalculator(Calculator):
+    """Energy, free energy, energies, forces and, for crystals, stress.
+
+    With several files it is a committee: results are means, and `energy_std`, `forces_std`,
+    `energies_committee` and `forces_committee` stand beside them.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [  # pyright: ignore[reportIncompatibleVariableOverride]
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+    ]
+
+    def __init__(
+        self,
+        potential: str | Path | Potential | Sequence[str | Path | Potential] | None = None,
+        *,
+        checkpoint: str | Path | Sequence[str | Path] | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype | None = None,
+        stress_weight: float | None = None,  # noqa: ARG002  pymatgen passes it to every calculator
+        **unknown: Any,
+    ) -> None:
+        """Load it.
+
+        Args:
+            potential: a potential file, a loaded `Potential`, or a list of either (a committee).
+            checkpoint: another name for `potential`, used by workflow packages.
+            device: "auto", "cpu", "cuda", ...
+            dtype: "float64" for phonons and tight relaxations; None keeps the trained one.
+            stress_weight: ignored; stress is in eV/Å³ always.
+            **unknown: refused.
+
+        Raises:
+            ConfigError: an unknown keyword, or no potential.
+        """
+        super().__init__()
+        if unknown:
+            raise ConfigError(
+                f"MLIPCalculator has no option {', '.join(map(repr, unknown))}; it has potential, "
+                "device and dtype"
+            )
+        given = potential if potential is not None else checkpoint
+        if given is None:
+            raise ConfigError("MLIPCalculator needs a potential file")
+        members = list(given) if isinstance(given, list | tuple) else [given]
+        self.device = resolve_device(device)
+        self.potentials: list[Potential] = [
+            load_potential(m, device, dtype) if isinstance(m, str | Path) else self._own(m, dtype)
+            for m in members
+        ]
+        if len({p.species for p in self.potentials}) > 1:
+            raise ConfigError("the members of a committee must know the same elements")
+        self.cutoff = max(p.cutoff for p in self.potentials)
+        self.parameters.update(
+            potential=[str(m) if isinstance(m, str | Path) else "in memory" for m in members],
+            dtype=str(self.potentials[0].dtype).removeprefix("torch."),
+            version=self.potentials[0].metadata.get("versions", {}).get("mlip-trainer", "unknown"),
+        )
+        self._state: tuple[int, int] | None = None
+        self._told: set[str] = set()
+
+    @property
+    def potential(self) -> Potential:
+        """The (first) potential."""
+        return self.potentials[0]
+
+    def _own(self, potential: Potential, dtype: str | torch.dtype | None) -> Potential:
+        return potential.to(self.device, resolve_dtype(dtype) or potential.dtype).freeze()
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
+        """Notice changes of total charge and spin, which ASE's cache does not see."""
+        changes = super().check_state(atoms, tol)
+        if self._state is not None and _charge_spin(atoms) != self._state:
+            changes.append("charge_spin")
+        return changes
+
+    def get_property(
+        self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """Refuse stress where it has no meaning instead of returning numbers."""
+        if name == "stress" and atoms is not None and not atoms.pbc.all():
+            raise PropertyNotImplementedError(
+                f"stress is defined for crystals only, and this structure has pbc={atoms.pbc}; "
+                "set a cell and pbc=True, or relax without the cell"
+            )
+        return super().get_property(name, atoms, allow_calculation)
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `self.results`; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        if atoms is None:
+            raise ConfigError("there is no structure to calculate")
+        check_species(atoms.numbers, self.potential.species)
+        charge, spin = self._state = _charge_spin(atoms)
+        bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        bare.info.update(charge=charge, spin=self._spin(charge, spin, atoms))
+        arrays = add_edges(structure_arrays(bare), self.cutoff)
+        graph = AtomGraph.from_arrays([arrays]).to(self.device)
+        with torch.no_grad():
+            outputs = [p(graph) for p in self.potentials]
+        energies = np.array([o.energy.item() for o in outputs])
+        forces = np.stack([o.forces.cpu().numpy() for o in outputs])
+        energy = float(energies.mean())
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": np.mean([o.node_energy.cpu().numpy() for o in outputs], axis=0),
+            "forces": forces.mean(0),
+        }
+        if atoms.pbc.all():
+            stress = np.mean([o.stress[0].cpu().numpy() for o in outputs], axis=0)
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        if len(outputs) > 1:
+            self.results |= {
+                "energy_std": float(energies.std()),
+                "forces_std": forces.std(0),
+                "energies_committee": energies,
+                "forces_committee": forces,
+            }
+
+    def _spin(self, charge: int, spin: int, atoms: ase.Atoms) -> int:
+        """Return the multiplicity to use; say once what was assumed or ignored."""
+        if not self.potential.uses_charge_spin:
+            if charge != 0 or spin > 1:
+                self._tell(
+                    f"charge {charge} and spin {spin} are ignored: this potential was trained "
+                    "without them"
+                )
+            return spin
+        training = self.potential.metadata.get("training", {})
+        for name, value in (("charge", charge), ("spin", spin)):
+            limits = training.get(f"{name}_range")
+            if limits and not limits[0] <= value <= limits[1] and (name, value) != ("spin", 0):
+                self._tell(f"{name} {value} is outside the training range {limits}: extrapolating")
+        if spin == 0 and not atoms.pbc.any():
+            self._tell("no spin given: multiplicity 1 is assumed (set atoms.info['spin'])")
+            return 1
+        return spin
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+
+def _charge_spin(atoms: ase.Atoms) -> tuple[int, int]:
+    """Total charge and multiplicity: from `info`, else pymatgen's attributes; 0 = unknown spin."""
+    charge = atoms.info.get("charge", getattr(atoms, "charge", None))
+    spin = atoms.info.get("spin", getattr(atoms, "spin_multiplicity", None))
+    return round(float(charge or 0)), round(float(spin or 0))

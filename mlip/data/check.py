@@ -1,0 +1,76 @@
+"""What labels a data set has, and the refusal to train on ones it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlip.data.readers import describe_keys
+from mlip.data.store import Store
+from mlip.errors import DataError
+
+LABELS = ("energy", "forces", "stress", "magmoms")
+MIN_DISTANCE = 0.3  # Å
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many structures of each part carry each label."""
+
+    counts: dict[str, dict[str, int]]  # part -> label -> structures
+    sizes: dict[str, int]  # part -> structures
+
+    def lines(self) -> list[str]:
+        """Return the table, one line per label."""
+        parts = [p for p, n in self.sizes.items() if n]
+        out = ["label     " + "".join(f"{p}({self.sizes[p]})".ljust(18) for p in parts)]
+        for label in LABELS:
+            cells = [
+                f"{self.counts[p][label]} ({self.counts[p][label] / self.sizes[p]:.0%})".ljust(18)
+                for p in parts
+            ]
+            out.append(label.ljust(10) + "".join(cells))
+        return out
+
+
+def coverage(parts: dict[str, tuple[Store, np.ndarray]]) -> Coverage:
+    """Count labels in each part."""
+    counts = {}
+    for part, (store, indices) in parts.items():
+        starts = store._start[:-1][indices]
+        counts[part] = {
+            "energy": int(np.isfinite(store.column("energy")[indices]).sum()),
+            "stress": int(np.isfinite(store.column("stress")[indices, 0, 0]).sum()),
+            "forces": int(np.isfinite(store.column("forces")[starts, 0]).sum()),
+            "magmoms": int(np.isfinite(store.column("magmoms")[starts]).sum()),
+        }
+    return Coverage(counts, {part: len(i) for part, (_, i) in parts.items()})
+
+
+def require_labels(
+    found: Coverage, labels: Iterable[str], parts: dict[str, tuple[Store, np.ndarray]]
+) -> None:
+    """Refuse to train on a label that no structure has.
+
+    Raises:
+        DataError: names the label, the file and the keys that the file does have.
+    """
+    for part in ("train", "val"):
+        if not found.sizes.get(part):
+            continue
+        for label in labels:
+            if found.counts[part][label] == 0:
+                source = parts[part][0].sources[0]
+                raise DataError(
+                    f"no {label} found in the {found.sizes[part]} {part} structures ({source}); "
+                    f"{_keys(source)}; set data.keys.{label}=NAME, or loss.{label}_weight=0 to "
+                    f"train without"
+                )
+
+
+def _keys(source: str) -> str:
+    keys: Any = describe_keys(source)
+    return f"its frames have info keys {sorted(keys.info)} and arrays {sorted(keys.arrays)}"

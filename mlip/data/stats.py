@@ -1,0 +1,247 @@
+"""Numbers a model needs to know about its training set before it exists.
+
+Computed once from the training part, passed to the model by name, saved in the potential file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import units
+from ase.data import atomic_numbers, chemical_symbols
+
+from mlip.data.store import Store
+from mlip.errors import ConfigError, DataError
+from mlip.neighbors import neighbor_list
+
+RIDGE = 1e-3  # pull of one structure's thousandth towards the free-atom table
+SAMPLE = 1000  # structures whose neighbours are counted
+
+
+@dataclass(frozen=True)
+class ReferenceEnergies:
+    """E0 per element and how it came about."""
+
+    table: dict[int, float]  # eV
+    method: str
+    rank: int
+    residual_mean: float  # mean |E − Σ E0| / atom, eV
+    residual_max: float
+
+
+@dataclass(frozen=True)
+class DatasetStats:
+    """Statistics of a training set."""
+
+    species: tuple[int, ...]
+    e0: ReferenceEnergies
+    force_scale: float  # RMS of force components, eV/Å
+    avg_num_neighbors: float
+    max_num_neighbors: int
+    charge_range: tuple[int, int]
+    spin_range: tuple[int, int]
+    num_structures: int
+    num_atoms: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def charge_spin(self) -> bool:
+        """Whether the set has any state but the neutral singlet."""
+        return self.charge_range != (0, 0) or self.spin_range[1] > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values."""
+        return asdict(self)
+
+
+def compute_stats(
+    store: Store,
+    train: np.ndarray,
+    *,
+    cutoff: float,
+    e0: Any,
+    isolated: np.ndarray,
+    baseline: np.ndarray | None = None,
+) -> DatasetStats:
+    """Compute the statistics of the structures `train`.
+
+    Args:
+        store: where they are.
+        train: their indices.
+        cutoff: of the model's graph, Å.
+        e0: the option `data.e0`.
+        isolated: indices of one-atom frames that define E0.
+        baseline: (len(train),) energies of priors, subtracted before E0 is fitted.
+    """
+    counts, species = store.compositions(train)
+    energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
+    references = fit_reference_energies(counts, species, energies, e0, _isolated(store, isolated))
+    square, labels = 0.0, 0
+    for i in train:
+        forces = store.column("forces")[store.atoms_of(int(i))]
+        known = forces[np.isfinite(forces)]
+        square += float(np.square(known).sum())
+        labels += known.size
+    sample = train[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]
+    neighbors = np.concatenate([_neighbors(store, int(i), cutoff) for i in sample])
+    charge, spin = store.column("charge")[train], store.column("spin")[train]
+    return DatasetStats(
+        species=tuple(int(z) for z in species),
+        e0=references,
+        force_scale=float(np.sqrt(square / labels)) if square > 0 else 1.0,
+        avg_num_neighbors=float(neighbors.mean()),
+        max_num_neighbors=int(neighbors.max()),
+        charge_range=(int(charge.min()), int(charge.max())),
+        spin_range=(int(spin.min()), int(spin.max())),
+        num_structures=len(train),
+        num_atoms=int(store.num_atoms[train].sum()),
+    )
+
+
+def fit_reference_energies(
+    counts: np.ndarray,
+    species: np.ndarray,
+    energies: np.ndarray,
+    spec: Any = "auto",
+    isolated: Mapping[int, float] | None = None,
+) -> ReferenceEnergies:
+    """Find the energy of a free atom of each element.
+
+    `auto` takes one-atom frames where there are any and fits the other elements by ridge least
+    squares. What the data do not determine (one composition, elements that always come together)
+    is decided by the table the ridge pulls to: for all-electron energies the Thomas-Fermi-Scott-
+    Schwinger expansion, for valence-only energies (plane waves) the mean energy per atom.
+
+    Args:
+        counts: (structures, species) atoms of each element.
+        species: (species,) atomic numbers.
+        energies: (structures,) eV; NaN where unknown.
+        spec: "auto", "lstsq", "isolated", a table {symbol: eV}, or a path to one.
+        isolated: energies of one-atom frames by atomic number, eV.
+
+    Raises:
+        DataError: an element has no energy, or none can be fitted.
+        ConfigError: `spec` is none of these.
+    """
+    isolated = dict(isolated or {})
+    known = np.isfinite(energies)
+    fixed: dict[int, float] = {}
+    if isinstance(spec, Mapping):
+        fixed, method = {_number(k): float(v) for k, v in spec.items()}, "table"
+    elif spec == "auto":
+        fixed = {z: e for z, e in isolated.items() if z in set(species.tolist())}
+        method = "isolated atoms" if set(species.tolist()) <= set(fixed) else "ridge"
+        if fixed and method == "ridge":
+            method = "isolated atoms, the rest by ridge"
+    elif spec == "isolated":
+        fixed, method = isolated, "isolated atoms"
+    elif spec == "lstsq":
+        method = "least squares"
+    elif isinstance(spec, str | Path) and Path(spec).exists():
+        fixed, method = _read_table(Path(spec)), f"table {Path(spec).name}"
+    else:
+        raise ConfigError(
+            f"data.e0={spec!r} must be auto, lstsq, isolated, a table such as {{H: -13.6}}, or an "
+            "existing file"
+        )
+    free = [k for k, z in enumerate(species) if int(z) not in fixed]
+    complete = method in ("isolated atoms",) or method.startswith("table")
+    if free and complete and spec != "auto":
+        missing = ", ".join(chemical_symbols[int(species[k])] for k in free)
+        raise DataError(f"data.e0={spec!r} has no energy for {missing}; add it, or use data.e0=auto")
+    e0 = np.array([fixed.get(int(z), 0.0) for z in species])
+    rank = len(species)
+    if free:
+        if not known.any():
+            raise DataError("no structure has an energy: reference energies cannot be fitted")
+        n = counts[known].sum(1)
+        a = counts[known][:, free] / np.sqrt(n)[:, None]
+        b = (energies[known] - counts[known] @ e0) / np.sqrt(n)
+        rank = int(np.linalg.matrix_rank(a)) + len(species) - len(free)
+        if spec == "lstsq":
+            e0[free] = np.linalg.lstsq(a, b, rcond=None)[0]
+        else:
+            prior, scale = _prior(counts[known], species, energies[known])
+            prior, scale = prior[free], scale[free]
+            solve = np.concatenate([a * scale, np.sqrt(RIDGE) * np.eye(len(free))])
+            right = np.concatenate([b - a @ prior, np.zeros(len(free))])
+            e0[free] = prior + scale * np.linalg.lstsq(solve, right, rcond=None)[0]
+    residual = np.abs(energies[known] - counts[known] @ e0) / counts[known].sum(1)
+    return ReferenceEnergies(
+        table={int(z): float(e) for z, e in zip(species, e0, strict=True)},
+        method=method,
+        rank=rank,
+        residual_mean=float(residual.mean()) if known.any() else float("nan"),
+        residual_max=float(residual.max()) if known.any() else float("nan"),
+    )
+
+
+def free_atom_energy(z: np.ndarray) -> np.ndarray:
+    """Total energy of a free atom, eV, within a few per cent: Thomas-Fermi-Scott-Schwinger.
+
+    E = −0.768745 Z^(7/3) + Z²/2 − 0.269900 Z^(5/3) hartree. Source: J. Schwinger, Phys. Rev. A 24,
+    2353 (1981), doi:10.1103/PhysRevA.24.2353.
+    """
+    z = np.asarray(z, dtype=float)
+    hartree = -0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.269900 * z ** (5 / 3)
+    return hartree * units.Hartree
+
+
+def _prior(
+    counts: np.ndarray, species: np.ndarray, energies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Table the ridge pulls to, and the size of the deviations it allows."""
+    atomic = free_atom_energy(species)
+    ratio = np.median(energies / (counts @ atomic))
+    if 0.7 < ratio < 1.3:  # all-electron: heavy atoms carry the energy
+        return atomic, np.abs(atomic)
+    mean = float(np.median(energies / counts.sum(1)))
+    return np.full(len(species), mean), np.ones(len(species))
+
+
+def _isolated(store: Store, indices: np.ndarray) -> dict[int, float]:
+    out: dict[int, float] = {}
+    for i in indices:
+        z = int(store.column("atomic_numbers")[store.atoms_of(int(i))][0])
+        charged = int(store.column("charge")[i]) != 0
+        energy = float(store.column("energy")[i])
+        if not charged and np.isfinite(energy):
+            out[z] = min(energy, out.get(z, np.inf))  # the ground state of several
+    return out
+
+
+def _neighbors(store: Store, index: int, cutoff: float) -> np.ndarray:
+    arrays = store.arrays(index)
+    edges, _ = neighbor_list(arrays["positions"], arrays["cell"][0], arrays["pbc"][0], cutoff)
+    return np.bincount(edges[1], minlength=len(arrays["positions"]))
+
+
+def _number(key: Any) -> int:
+    text = str(key)
+    if text.isdigit():
+        return int(text)
+    if text not in atomic_numbers:
+        raise ConfigError(f"data.e0: {text!r} is no element")
+    return atomic_numbers[text]
+
+
+def _read_table(path: Path) -> dict[int, float]:
+    """Read {symbol: eV} from JSON, or one-atom frames from any readable file."""
+    if path.suffix == ".json":
+        table = json.loads(path.read_text())
+        if not all(isinstance(v, int | float) for v in table.values()):
+            raise DataError(f"{path}: expected one JSON object of element: energy in eV")
+        return {_number(k): float(v) for k, v in table.items()}
+    from mlip.data.readers import read_structures
+
+    out = {}
+    for frame, atoms in enumerate(read_structures(path)):
+        if len(atoms) != 1 or atoms.calc is None or "energy" not in atoms.calc.results:
+            raise DataError(f"{path}, frame {frame}: expected one atom with an energy")
+        out[int(atoms.numbers[0])] = float(atoms.calc.results["energy"])
+    return out
