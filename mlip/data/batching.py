@@ -120,9 +120,9 @@ class GraphLoader:
         out = np.zeros(len(self.indices), dtype=np.int64)
         for k, i in enumerate(self.indices):
             s = self.store.arrays(int(i))
-            out[k] = neighbor_list(
-                s["positions"], s["cell"][0], s["pbc"][0], self.cutoff
-            )[0].shape[1]
+            out[k] = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], self.cutoff)[0].shape[
+                1
+            ]
         return out
 
     def _check(self) -> None:

@@ -51,7 +51,9 @@ def make_splits(
     names, member = np.unique(groups, return_inverse=True)
     wanted = (val_fraction > 0) + (test_fraction > 0)
     if len(names) <= wanted and n > wanted:
-        notes.append(f"only {len(names)} group(s): split by structure, so parts are not independent")
+        notes.append(
+            f"only {len(names)} group(s): split by structure, so parts are not independent"
+        )
         names, member = np.arange(n), np.arange(n)
     order = np.random.default_rng(seed).permutation(len(names))
     sizes = np.bincount(member, minlength=len(names))

@@ -153,7 +153,9 @@ def fit_reference_energies(
     complete = method in ("isolated atoms",) or method.startswith("table")
     if free and complete and spec != "auto":
         missing = ", ".join(chemical_symbols[int(species[k])] for k in free)
-        raise DataError(f"data.e0={spec!r} has no energy for {missing}; add it, or use data.e0=auto")
+        raise DataError(
+            f"data.e0={spec!r} has no energy for {missing}; add it, or use data.e0=auto"
+        )
     e0 = np.array([fixed.get(int(z), 0.0) for z in species])
     rank = len(species)
     if free:

@@ -86,7 +86,11 @@ def read_structures(
     jobs = [(file, detect_format(file) if format == "auto" else format) for file in files]
     for file, kind in jobs:
         _check_units(file, kind, parsed)
-    if jobs[0][1] == "aselmdb" and isinstance(path, (str, os.PathLike)) and Path(path).is_dir():
+    if (
+        jobs[0][1] == "aselmdb"
+        and isinstance(path, (str, os.PathLike))
+        and Path(path).expanduser().is_dir()
+    ):
         read_natoms(files)  # a metadata.npz of other shards is an error
     return _read(jobs, parsed)
 

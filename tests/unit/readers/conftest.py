@@ -137,7 +137,10 @@ def mptrj_record(atoms: Atoms) -> dict:
                     "properties": {},
                 }
                 for symbol, abc, xyz in zip(
-                    atoms.symbols, atoms.positions @ np.linalg.inv(cell), atoms.positions, strict=True
+                    atoms.symbols,
+                    atoms.positions @ np.linalg.inv(cell),
+                    atoms.positions,
+                    strict=True,
                 )
             ],
         },
