@@ -131,7 +131,7 @@ def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
                 counted = end
                 if depth == 0:
                     yield base + start, buffer[start:end]
-                    start = buffer.index(b",", end) + 1
+                    start = counted = buffer.index(b",", end) + 1
             safe = max(counted, len(buffer) - _OVERLAP)
             depth += buffer.count(b"{", counted, safe) - buffer.count(b"}", counted, safe)
             counted = safe
@@ -144,6 +144,16 @@ def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
                 break
             buffer = buffer[start:] + chunk
             base, counted, start = base + start, counted - start, 0
+    # A file cut within a key has one more complete material, which no boundary follows.
+    depth, counted, origin = 0, start, start
+    for match in re.finditer(rb"\}\s*,", buffer[start:]):
+        end = origin + match.start() + 1
+        depth += buffer.count(b"{", counted, end) - buffer.count(b"}", counted, end)
+        counted = end
+        if depth == 0:
+            yield base + start, buffer[start:end]
+            start = origin + match.end()
+            break
     rest = buffer[start:].strip()
     if rest != b"}":
         # The closing brace of the whole file goes; a cut file then cannot be decoded.
@@ -183,7 +193,7 @@ def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame
         "forces": frame.force,
         "stress": _stress(frame.stress, f"{path}: {where}"),
     }
-    if frame.magmom is not None:
+    if frame.magmom:
         results["magmoms"] = [np.nan if m is None else m for m in frame.magmom]
     info = {name: getattr(frame, name) for name in _SCALARS}
     info.update(mp_id=mp_id, frame_id=frame_id)

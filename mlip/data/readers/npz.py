@@ -105,6 +105,8 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
                 _check_member(path, archive, member)
                 with archive.open(member) as stream:
                     arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    except DataError:
+        raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError) as error:
         raise CorruptDataError(
             f"{path}: is no complete npz archive ({error}); copy or download it again"

@@ -78,7 +78,7 @@ def test_an_explicit_key_that_is_absent_leaves_the_label_absent(write):
 
 def test_a_frame_whose_energy_is_under_another_key_is_refused(write):
     path = write(frame("REF_energy=1 energy=3"), frame("energy=3"))
-    with pytest.raises(DataError, match="frame 1: its energy is under 'energy'.*'REF_energy'"):
+    with pytest.raises(DataError, match=r"frame 1: its energy is under 'energy'.*'REF_energy'"):
         list(read_structures(path))
 
 
@@ -161,7 +161,7 @@ def test_an_explicit_virial(write):
 
 def test_a_virial_under_keys_stress_is_refused(write):
     path = write(frame(f'{CUBE}virial="{SIX}"'))
-    with pytest.raises(ConfigError, match="keys.virial=virial instead"):
+    with pytest.raises(ConfigError, match=r"keys.virial=virial instead"):
         read_structures(path, keys={"stress": "virial"})
 
 
@@ -175,7 +175,7 @@ def test_a_key_like_virial_stress_is_a_stress(write):
 def test_stress_without_three_periodic_axes_is_left_out_and_counted(pbc, write):
     text = frame(f'{CUBE}pbc="{pbc}" energy=1 stress="{SIX}"')
     path = write(text, frame(f'{CUBE}energy=1 stress="{SIX}"'), text)
-    with pytest.warns(UserWarning, match="stress is no label.* in 2 of 3 frames"):
+    with pytest.warns(UserWarning, match=r"stress is no label.* in 2 of 3 frames"):
         frames = list(read_structures(path))
     assert [set(a.calc.results) for a in frames] == [
         {"energy"},
@@ -218,7 +218,7 @@ def test_group(write):
     assert one(path, group="group").info["group"] == "Vacancy"
     assert one(path, group="molecule_id").info["group"] == "12"
     assert "group" not in one(path, group=None).info
-    with pytest.raises(DataError, match="frame 0: it has no 'smiles'.*molecule_id"):
+    with pytest.raises(DataError, match=r"frame 0: it has no 'smiles'.*molecule_id"):
         list(read_structures(path, group="smiles"))
 
 

@@ -42,7 +42,7 @@ def test_shards_of_a_folder_and_their_metadata(tmp_path, write_rows, molecules):
     with pytest.raises(DataError, match=r"natoms has shape \(7,\).*2 shards beside it have 8 rows"):
         read_structures(tmp_path)
     np.savez(tmp_path / "metadata.npz", natoms=np.array([9] * 8, dtype=object))
-    with pytest.raises(DataError, match="metadata.npz: cannot be read"):
+    with pytest.raises(DataError, match=r"metadata.npz: cannot be read"):
         read_natoms(files)
 
 
@@ -130,7 +130,7 @@ def test_pickles_are_refused_unread(tmp_path, write_rows, monkeypatch):
 def test_a_decompression_bomb_is_refused(tmp_path, write_rows):
     for size in (2 * 1024**2, 80 * 1024**2):
         path = write_rows(tmp_path / f"{size}.aselmdb", [zlib.compress(b" " * size)])
-        with pytest.raises(DataError, match="row 1: .* bytes expand to"):
+        with pytest.raises(DataError, match=r"row 1: .* bytes expand to"):
             list(read_structures(path))
 
 

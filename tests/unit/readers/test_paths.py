@@ -45,9 +45,9 @@ def test_names_with_spaces_unicode_and_at(tmp_path):
 
 
 def test_a_missing_file_is_an_error_at_the_call_with_the_nearest_names(folder):
-    with pytest.raises(DataError, match="similar names there: a.extxyz"):
+    with pytest.raises(DataError, match=r"similar names there: a.extxyz"):
         read_structures(folder / "a.extxzy")
-    with pytest.raises(DataError, match="holds .*a.extxyz"):
+    with pytest.raises(DataError, match=r"holds .*a.extxyz"):
         read_structures(folder / "zzzzzz")
     with pytest.raises(DataError, match="exists, but nothing below it"):
         read_structures(folder / "nowhere" / "deep" / "a.extxyz")
@@ -68,18 +68,18 @@ def test_addresses_are_refused(name):
 
 def test_directories_that_are_not_one_kind(folder, tmp_path):
     (folder / "x.cif").write_text("data_x")
-    with pytest.raises(DataError, match="several kinds of data: 3 extxyz .*1 cif"):
+    with pytest.raises(DataError, match=r"several kinds of data: 3 extxyz .*1 cif"):
         read_structures(folder)
     assert energies(read_structures(folder, format="extxyz")) == [1, 0, 2]
     with pytest.raises(DataError, match="no npz files but others"):
         read_structures(folder, format="npz")
     other = tmp_path / "empty"
     other.mkdir()
-    with pytest.raises(DataError, match="nothing in this directory.*it is empty"):
+    with pytest.raises(DataError, match=r"nothing in this directory.*it is empty"):
         read_structures(other)
     (other / "notes.md").write_text("")
     (other / "deeper").mkdir()
-    with pytest.raises(DataError, match="it holds deeper/, notes.md"):
+    with pytest.raises(DataError, match=r"it holds deeper/, notes.md"):
         read_structures(other)
 
 

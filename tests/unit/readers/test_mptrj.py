@@ -1,0 +1,273 @@
+"""MPtrj's JSON: conversion, memory, and files that are cut, damaged or hostile."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mlip.data.readers import read_structures
+from mlip.data.readers.mptrj import _pieces
+from mlip.errors import ConfigError, CorruptDataError, DataError
+
+
+@pytest.fixture
+def nested(crystals, to_mptrj):
+    return to_mptrj(crystals)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(content, name="mptrj.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return run
+
+
+def first(nested):
+    return nested["mp-0"]["mp-90-0-0"]
+
+
+def test_kbar_of_vasp_to_ase(nested, write):
+    """A compressed crystal: VASP's kbar is positive, ASE's stress negative."""
+    first(nested)["stress"] = [[100.0, 1.0, 2.0], [1.0, 200.0, 3.0], [2.0, 3.0, 300.0]]
+    stress = next(read_structures(write(nested))).calc.results["stress"]
+    np.testing.assert_allclose(stress, np.array([100, 200, 300, 3, 2, 1]) / -1602.1766208, 1e-12)
+
+
+def test_energies(nested, crystals, write):
+    path = write(nested)
+    raw = [a.calc.results["energy"] for a in read_structures(path)]
+    corrected = [a.calc.results["energy"] for a in read_structures(path, energy="corrected")]
+    assert raw == [a.calc.results["energy"] for a in crystals]
+    assert corrected == [e - 0.5 for e in raw]
+    first(nested)["corrected_total_energy"] = None
+    with pytest.raises(DataError, match=r"frame 0 \(mp-0, mp-90-0-0\): corrected energies"):
+        list(read_structures(write(nested), energy="corrected"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stress_unit": "GPa"}, {"stress_sign": "ase"}, {"energy_unit": "kcal/mol"}],
+)
+def test_a_unit_that_contradicts_the_format_is_refused(options, nested, write):
+    path = write(nested)
+    with pytest.raises(ConfigError, match="contradicts the mptrj format"):
+        read_structures(path, **options)
+    same = read_structures(path, stress_unit="kbar", stress_sign="vasp", energy_unit="eV")
+    plain = read_structures(path)
+    for a, b in zip(same, plain, strict=True):
+        np.testing.assert_array_equal(a.calc.results["stress"], b.calc.results["stress"])
+
+
+@pytest.mark.parametrize(
+    ("magmom", "wanted"),
+    [
+        (None, None),
+        ([None] * 4, None),
+        ([], None),
+        ([1.5, None, -0.5, 0.0], [1.5, np.nan, -0.5, 0.0]),
+    ],
+)
+def test_magnetic_moments_may_be_null(magmom, wanted, nested, write):
+    first(nested)["magmom"] = magmom
+    results = next(read_structures(write(nested))).calc.results
+    if wanted is None:
+        assert "magmoms" not in results
+    else:
+        np.testing.assert_array_equal(results["magmoms"], wanted)
+
+
+@pytest.mark.parametrize("name", ["force", "stress", "uncorrected_total_energy"])
+@pytest.mark.parametrize("how", ["null", "absent"])
+def test_absent_labels_stay_absent(name, how, nested, write):
+    if how == "null":
+        first(nested)[name] = None
+    else:
+        del first(nested)[name]
+    results = next(read_structures(write(nested))).calc.results
+    label = {"force": "forces", "uncorrected_total_energy": "energy"}.get(name, name)
+    assert set(results) == {"energy", "forces", "stress", "magmoms"} - {label}
+
+
+def test_oxidation_states_and_cartesian_sites(nested, write, crystals):
+    sites = first(nested)["structure"]["sites"]
+    sites[0]["species"] = [{"element": "Na", "oxidation_state": 1.0, "occu": 1}]
+    sites[1]["species"] = [{"element": "Cl-", "occu": 1.0, "properties": {"spin": 5}}]
+    for site in sites:
+        del site["abc"]
+    atoms = next(read_structures(write(nested)))
+    np.testing.assert_array_equal(atoms.numbers, crystals[0].numbers)
+    np.testing.assert_array_equal(atoms.positions, crystals[0].positions)
+
+
+def test_disordered_sites_are_refused(nested, write):
+    site = first(nested)["structure"]["sites"][2]
+    for species in ([{"element": "Na", "occu": 0.5}], [{"element": e, "occu": 0.5} for e in "KN"]):
+        site["species"] = species
+        with pytest.raises(DataError, match="mp-0, mp-90-0-0: site 2 is disordered"):
+            list(read_structures(write(nested)))
+
+
+@pytest.mark.parametrize("element", ["Xq", "X", "na", "", "Vacancy"])
+def test_unknown_elements_are_refused(element, nested, write):
+    first(nested)["structure"]["sites"][0]["species"][0]["element"] = element
+    with pytest.raises(DataError, match="mp-0, mp-90-0-0"):
+        list(read_structures(write(nested)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"force": [[0.0] * 3] * 3}, "'forces' has shape"),
+        ({"force": [[0.0] * 3, [1.0], [0.0] * 3, [0.0] * 3]}, "'forces' is .* not numbers"),
+        ({"force": "none"}, "Expected `array | null`"),
+        ({"stress": [[1.0]]}, "'stress' has shape"),
+        ({"stress": [[1.0], [2.0, 3.0]]}, "stress is ragged"),
+        ({"structure": {"sites": []}}, "missing required field `lattice`"),
+        ({"structure": None}, "Expected `object`"),
+        ({"magmom": [1.0]}, "'magmoms' has shape"),
+        ({"uncorrected_total_energy": float("nan")}, "energy is nan; expected a finite number"),
+        ({"force": [[float("inf")] * 3] * 4}, r"forces\[0, 0\] is inf"),
+    ],
+)
+def test_a_fault_is_named_with_file_and_ids(change, message, nested, write):
+    first(nested).update(change)
+    path = write(nested)
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_structures(path))
+    assert str(path) in str(caught.value)
+    assert "mp-0" in str(caught.value)
+
+
+def test_nan_where_it_is_no_label_is_harmless(nested, write):
+    """Python writes NaN, msgspec and orjson refuse it; only labels must be finite."""
+    first(nested)["bandgap"] = float("nan")
+    path = write(nested)
+    assert "NaN" in path.read_text()
+    assert len(list(read_structures(path))) == 4
+
+
+def test_truncation_names_the_byte_and_the_last_complete_material(nested, write):
+    text = json.dumps(nested)
+    whole = list(read_structures(write(text)))
+    second = text.index('"mp-1"')
+    for cut in (1, 5, 60, second // 2, second - 1, second + 3, len(text) - 40, len(text) - 1):
+        path = write(text[:cut])
+        read = []
+        with pytest.raises(DataError) as caught:
+            read.extend(read_structures(path, format="mptrj"))
+        assert str(path) in str(caught.value)
+        if cut > second:
+            assert isinstance(caught.value, CorruptDataError)
+            assert f"byte {second - 1}, after material mp-0" in str(caught.value)
+    assert len(whole) == 4
+
+
+NO_MPTRJ = ["", "[]", "{}", "  ", "not json", '{"mp-1": 3}', '{"mp-1": {}, 5}']
+
+
+@pytest.mark.parametrize("text", NO_MPTRJ)
+def test_what_is_no_mptrj(text, write):
+    with pytest.raises(DataError):
+        list(read_structures(write(text), format="mptrj"))
+
+
+def test_gzip(nested, write, tmp_path):
+    path = tmp_path / "mptrj.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(nested).encode()))
+    plain = list(read_structures(write(nested)))
+    packed = list(read_structures(path))
+    assert [a.info for a in packed] == [a.info for a in plain]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptDataError):
+        list(read_structures(path))
+
+
+def test_modules_named_in_the_file_are_not_imported(nested, write, tmp_path, monkeypatch):
+    """pymatgen's MontyDecoder imports what `@module` says."""
+    (tmp_path / "canary_module.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    first(nested)["structure"].update({"@module": "canary_module", "@class": "Structure"})
+    assert len(list(read_structures(write(nested)))) == 4
+    assert "canary_module" not in sys.modules
+
+
+@pytest.mark.parametrize("chunk", [64, 1000, 10**7])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
+    """Any chunk length and layout; a structure may hold what looks like a boundary."""
+    monkeypatch.setattr("mlip.data.readers.mptrj.CHUNK", chunk)
+    first(nested)["structure"]["properties"] = {"a": {"b": {}}, "c": {"d": 1}}
+    nested["mp-empty"] = {}
+    nested["mp-2"] = nested["mp-1"]
+    text = json.dumps(nested, indent=indent)
+    pieces = [json.loads(b"{" + piece + b"}") for _, piece in _pieces(write(text))]
+    assert [list(piece) for piece in pieces] == [["mp-0"], ["mp-1"], ["mp-empty"], ["mp-2"]]
+    assert {k: v for piece in pieces for k, v in piece.items()} == nested
+
+
+MEASURE = """
+import sys
+from mlip.data.readers import read_structures
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
+
+frames = read_structures(sys.argv[1])
+next(frames)
+start = peak = anonymous()
+for count, _ in enumerate(frames, start=2):
+    if count % 100 == 0:
+        peak = max(peak, anonymous())
+print(count, peak - start)
+"""
+
+
+def _grown(path, record, megabytes):
+    """Write a file of that size and return (frames written, frames read, growth in MB)."""
+    text = json.dumps(record)
+    frames = int(megabytes * 1e6 / len(text))
+    with path.open("w") as stream:
+        stream.write("{")
+        for i in range(frames):
+            opening = ", " if i % 20 else f'{"}, " if i else ""}"mp-{i}": {{'
+            stream.write(f'{opening}"mp-{i}-0-0": {text}')
+        stream.write("}}")
+    command = [sys.executable, "-c", MEASURE, path]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    read, grown = out.split()
+    return frames, int(read), float(grown)
+
+
+@pytest.fixture
+def big_record(crystals, to_mptrj):
+    """About 100 kB, as a frame of 250 atoms: reading 50 MB of them takes a second."""
+    atoms = crystals[0] * (4, 4, 4)
+    atoms.info = crystals[0].info
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)))
+    return first(to_mptrj([atoms]))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_stays_flat(tmp_path, big_record):
+    written, read, grown = _grown(tmp_path / "a.json", big_record, 50)
+    assert read == written > 400
+    assert grown < 40  # MB: one chunk, one material of 2 MB as objects
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_stays_flat_for_a_gigabyte(tmp_path, big_record):
+    written, read, grown = _grown(tmp_path / "a.json", big_record, 1000)
+    assert read == written
+    assert grown < 40
