@@ -104,7 +104,7 @@ def fcc() -> ase.Atoms:
 
 FACET = {"channels": (8, 6, 4), "num_layers": 2}
 VARIANTS = {
-    "lennard_jones": lambda: LennardJones(cutoff=4.5, species=SPECIES, epsilon=0.05, sigma=1.1),
+    "lennard_jones": lambda: LennardJones(cutoff=4.5, species=SPECIES, epsilon=0.3, sigma=1.8),
     "facet": lambda: _facet(),
     "facet-L3": lambda: _facet(channels=(8, 6, 4, 4), num_layers=3),
     "facet-bspline": lambda: _facet(radial="bspline"),

@@ -94,6 +94,8 @@ class GraphLoader:
         return len(self.plan(self.epoch))
 
     def __iter__(self) -> Iterator[AtomGraph]:
+        if self.done >= len(self.plan(self.epoch)):  # the last pass ended without asking for more
+            self.epoch, self.done = self.epoch + 1, 0
         batches = self.plan(self.epoch)[self.done :]
         data = _Batches(self.store, [self.indices[b] for b in batches], self.cutoff)
         loader = DataLoader(
@@ -105,8 +107,6 @@ class GraphLoader:
         for batch in loader:
             self.done += 1
             yield batch
-        self.epoch += 1
-        self.done = 0
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""

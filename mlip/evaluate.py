@@ -1,0 +1,163 @@
+"""Errors of a potential as exact sums over counts: the same for any batch size or number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ase
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from mlip.graph import AtomGraph, collate
+from mlip.models.potential import Potential, Prediction, check_species
+
+
+class ErrorSums:
+    """Accumulate errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components."""
+
+    NAMES = ("energy", "energy_per_atom", "forces", "stress")
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(len(self.NAMES), 3, dtype=torch.float64)  # |x|, x², count
+        self.cosine = torch.zeros(2, dtype=torch.float64)  # sum, count
+
+    def update(self, prediction: Prediction, graph: AtomGraph) -> None:
+        """Add a batch; labels that are NaN are not counted."""
+        energy = prediction.energy - graph.energy
+        errors = (
+            energy,
+            energy / graph.num_atoms,
+            prediction.forces - graph.forces,
+            prediction.stress - graph.stress,
+        )
+        for row, error in enumerate(errors):
+            known = error[~torch.isnan(error)].detach().double().cpu()
+            self.sums[row] += torch.stack(
+                [known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]
+            )
+        known = ~torch.isnan(graph.forces).any(1) & (graph.forces.norm(dim=1) > 1e-3)
+        cosine = torch.cosine_similarity(prediction.forces[known], graph.forces[known])
+        self.cosine += torch.stack([cosine.sum(), cosine.new_tensor(cosine.numel())]).cpu().detach()
+
+    def compute(self) -> dict[str, float]:
+        """Return `*_mae`, `*_rmse` and `forces_cos` of the labels that occurred."""
+        out: dict[str, float] = {}
+        for name, (absolute, square, count) in zip(self.NAMES, self.sums.tolist(), strict=True):
+            if count:
+                out[f"{name}_mae"] = absolute / count
+                out[f"{name}_rmse"] = (square / count) ** 0.5
+        if self.cosine[1]:
+            out["forces_cos"] = float(self.cosine[0] / self.cosine[1])
+        return out
+
+    def counts(self) -> dict[str, int]:
+        """Return how many numbers each error is over."""
+        return {name: int(c) for name, c in zip(self.NAMES, self.sums[:, 2], strict=True)}
+
+    def state(self) -> Tensor:
+        """Return everything as one tensor, to be summed over ranks."""
+        return torch.cat([self.sums.flatten(), self.cosine])
+
+    def load(self, state: Tensor) -> None:
+        """Take what `state` returned."""
+        self.sums = state[:-2].reshape(self.sums.shape).double().cpu()
+        self.cosine = state[-2:].double().cpu()
+
+
+@dataclass
+class Evaluation:
+    """Errors, the counts they are over, and the pairs of values for parity plots."""
+
+    metrics: dict[str, float]
+    counts: dict[str, int]
+    forces_mae_per_element: dict[str, float] = field(default_factory=dict)
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # true, predicted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-able values."""
+        return {
+            "metrics": self.metrics,
+            "counts": self.counts,
+            "forces_mae_per_element": self.forces_mae_per_element,
+        }
+
+
+def evaluate_batches(
+    potential: Potential, batches: Iterable[AtomGraph], *, collect: bool = False
+) -> Evaluation:
+    """Compare predictions with labels.
+
+    Args:
+        potential: frozen, on the device to use.
+        batches: with labels (NaN = none); consumed one by one.
+        collect: keep the pairs of values for parity plots (up to 200,000 each).
+    """
+    sums = ErrorSums()
+    element_sum, element_count = torch.zeros(119).double(), torch.zeros(119).double()
+    structures, atoms = 0, 0
+    pairs: dict[str, list[np.ndarray]] = {"energy": [], "forces": [], "stress": []}
+    kept = dict.fromkeys(pairs, 0)
+    for batch in batches:
+        graph = batch.to(potential.device)
+        with torch.no_grad():
+            prediction = potential(graph)
+        sums.update(prediction, graph)
+        structures += graph.num_graphs
+        atoms += len(graph.atomic_numbers)
+        error = (prediction.forces - graph.forces).abs().mean(1).cpu()
+        known = ~torch.isnan(error)
+        z = graph.atomic_numbers.cpu()[known]
+        element_sum.index_add_(0, z, error[known])
+        element_count.index_add_(0, z, torch.ones(len(z)).double())
+        if collect:
+            n = graph.num_atoms
+            for name, true, predicted in (
+                ("energy", graph.energy / n, prediction.energy / n),
+                ("forces", graph.forces.flatten(), prediction.forces.flatten()),
+                ("stress", graph.stress.flatten(), prediction.stress.flatten()),
+            ):
+                ok = ~torch.isnan(true) & ~torch.isnan(predicted)
+                if kept[name] < 200_000:
+                    pairs[name].append(torch.stack([true[ok], predicted[ok]]).cpu().numpy())
+                    kept[name] += int(ok.sum())
+    per_element = {
+        chemical_symbols[z]: float(element_sum[z] / element_count[z])
+        for z in range(119)
+        if element_count[z]
+    }
+    joined = {k: np.concatenate(v, axis=1) for k, v in pairs.items() if v}
+    return Evaluation(
+        metrics=sums.compute(),
+        counts={"structures": structures, "atoms": atoms, **sums.counts()},
+        forces_mae_per_element=per_element,
+        pairs={k: (v[0], v[1]) for k, v in joined.items() if v.shape[1]},
+    )
+
+
+def batches_of(
+    structures: Iterable[ase.Atoms], potential: Potential, max_atoms: int = 512
+) -> Iterator[tuple[list[ase.Atoms], AtomGraph]]:
+    """Group a stream of structures into batches of at most `max_atoms` atoms (or one structure).
+
+    Raises:
+        DataError: an element that the potential does not know.
+    """
+    waiting: list[ase.Atoms] = []
+    size = 0
+
+    def graph() -> AtomGraph:
+        return collate([AtomGraph.from_atoms(a, potential.cutoff) for a in waiting])
+
+    for atoms in structures:
+        check_species(atoms.numbers, potential.species)
+        if waiting and size + len(atoms) > max_atoms:
+            yield waiting, graph()
+            waiting, size = [], 0
+        waiting.append(atoms)
+        size += len(atoms)
+    if waiting:
+        yield waiting, graph()

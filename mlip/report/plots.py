@@ -1,0 +1,92 @@
+"""The figures of a run: learning curves and parity plots, as PNG."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, TRAIN, VAL = "#222222", "#9aa5b1", "#1f5fa8"
+CURVES = (
+    ("loss", "loss", 1.0),
+    ("energy_per_atom_mae", "energy MAE (meV/atom)", 1e3),
+    ("forces_mae", "force MAE (meV/Å)", 1e3),
+    ("stress_mae", "stress MAE (meV/Å³)", 1e3),
+)
+PARITY = {
+    "energy": ("energy per atom", "eV/atom", "meV/atom", 1e3),
+    "forces": ("force components", "eV/Å", "meV/Å", 1e3),
+    "stress": ("stress components", "eV/Å³", "meV/Å³", 1e3),
+}
+
+
+def learning_curves(metrics: Path, out: Path) -> None:
+    """Draw loss and errors against epochs from metrics.csv."""
+    with metrics.open() as handle:
+        rows = list(csv.DictReader(handle))
+    shown = [c for c in CURVES if any(r.get(f"{p}/{c[0]}") for r in rows for p in ("train", "val"))]
+    figure = Figure(figsize=(3.3 * len(shown), 3.0), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    for k, (name, label, factor) in enumerate(shown):
+        axis = figure.add_subplot(1, len(shown), k + 1)
+        for part, colour in (("train", TRAIN), ("val", VAL)):
+            points = [
+                (int(r["epoch"]), factor * float(r[f"{part}/{name}"]))
+                for r in rows
+                if r.get(f"{part}/{name}")
+            ]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, lw=1.6, label=part)
+        axis.set_yscale("log")
+        axis.set_xlabel("epoch")
+        axis.set_title(label, fontsize=10, color=INK, loc="left")
+        _clean(axis)
+    if figure.axes:
+        figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.savefig(out)
+
+
+def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> None:
+    """Draw predictions against references, one panel per label."""
+    names = [n for n in PARITY if n in pairs]
+    if not names:
+        return
+    figure = Figure(figsize=(3.5 * len(names), 3.5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    for k, name in enumerate(names):
+        true, predicted = pairs[name]
+        title, unit, small, factor = PARITY[name]
+        axis = figure.add_subplot(1, len(names), k + 1)
+        low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+        pad = 0.04 * (high - low) or 1.0
+        limits = (low - pad, high + pad)
+        if len(true) > 3000:
+            axis.hexbin(
+                true, predicted, gridsize=70, bins="log", cmap="Blues", mincnt=1, linewidths=0.1,
+                extent=(*limits, *limits),
+            )  # fmt: skip
+        else:
+            axis.plot(true, predicted, "o", ms=3, mew=0, alpha=0.6, color=VAL)
+        axis.plot(limits, limits, color=INK, lw=0.8, zorder=0)
+        axis.set(xlim=limits, ylim=limits, aspect="equal")
+        axis.set_xlabel(f"reference ({unit})")
+        axis.set_ylabel(f"predicted ({unit})")
+        axis.set_title(title, fontsize=10, color=INK, loc="left")
+        error = predicted - true
+        text = (
+            f"MAE {factor * np.abs(error).mean():.3g} {small}\n"
+            f"RMSE {factor * np.sqrt(np.square(error).mean()):.3g} {small}\n{len(true):,} values"
+        )
+        axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=INK)
+        _clean(axis)
+    figure.savefig(out)
+
+
+def _clean(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8, colors=INK)

@@ -1,0 +1,176 @@
+"""What happens around the steps: averaging, limits, signals, one line per epoch."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+
+from mlip.data.batching import GraphLoader
+from mlip.training.module import Limits
+
+log = logging.getLogger("mlip")
+
+
+class WarmEMA(WeightAveraging):
+    """Exponential moving average of weights with decay min(decay, (1 + n)/(10 + n))."""
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Any, current: Any, count: Any) -> None:
+            n = float(count)
+            share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
+            for old, new in zip(averaged, current, strict=True):
+                if old.is_floating_point():
+                    old.lerp_(new.to(old.dtype), share)
+                else:
+                    old.copy_(new)
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+        self.decay = decay
+
+
+class RunLimits(L.Callback):
+    """Stop at the time limit, keep the loader's epoch, and turn signals into a clean end."""
+
+    def __init__(self, limits: Limits, loader: GraphLoader, last: Path) -> None:
+        self.limits, self.loader, self.last = limits, loader, last
+        self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock; from now on the first signal asks for an end, the second forces it."""
+        self.limits.started = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._remember)
+            except ValueError:  # not the main thread: signals are the caller's business
+                break
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the loader which epoch's order to use."""
+        self.loader.epoch, self.loader.done = trainer.current_epoch, 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """End the run in an orderly way if the time is up or somebody asked."""
+        if self.limits.max_time and self.limits.elapsed() > self.limits.max_time:
+            trainer.should_stop = True
+        if self.signal is not None:
+            trainer.save_checkpoint(self.last)
+            trainer.should_stop = True
+            raise Interrupted(self.signal)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give signals back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Time spent so far, so that a resumed run keeps its limit and schedule."""
+        return {"spent": self.limits.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the clock."""
+        self.limits.spent = float(state_dict["spent"])
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        log.warning("stopping after this step (again to stop at once)")
+
+
+class Interrupted(Exception):  # noqa: N818  not an error
+    """A signal ended the run; the checkpoint is written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.exit_code = 128 + number
+
+
+class EpochLog(L.Callback):
+    """One line per epoch on the console, one row per epoch in metrics.csv."""
+
+    METRICS = (
+        "train/loss", "train/energy_per_atom_mae", "train/forces_mae", "train/stress_mae",
+        "val/loss", "val/energy_mae", "val/energy_rmse", "val/energy_per_atom_mae",
+        "val/energy_per_atom_rmse", "val/forces_mae", "val/forces_rmse", "val/forces_cos",
+        "val/stress_mae", "val/stress_rmse",
+    )  # fmt: skip
+    COLUMNS = ("epoch", "step", *METRICS, "lr", "time/epoch_s", "time/data_s", "data/atoms_per_s")
+
+    def __init__(self, path: Path, max_epochs: int | None, limits: Limits) -> None:
+        self.path, self.max_epochs, self.limits = path, max_epochs, limits
+        self.best = float("inf")
+        self._start = self._waiting = self._data = 0.0
+        self._atoms = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Reset the clocks."""
+        self._start = self._waiting = time.perf_counter()
+        self._data, self._atoms = 0.0, 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time spent waiting for data."""
+        self._data += time.perf_counter() - self._waiting
+        self._atoms += len(batch.atomic_numbers)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Waiting begins."""
+        self._waiting = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the row and print the line."""
+        seconds = time.perf_counter() - self._start
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        values |= pl_module.collected("train")  # type: ignore[operator]  not logged yet
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            **{k: values[k] for k in self.METRICS if k in values},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "time/epoch_s": round(seconds, 3),
+            "time/data_s": round(self._data, 3),
+            "data/atoms_per_s": round(self._atoms / seconds, 1),
+        }
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as handle:
+            writer = csv.DictWriter(handle, self.COLUMNS, restval="")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        log.info(self._line(row, seconds))
+
+    def _line(self, row: dict[str, Any], seconds: float) -> str:
+        def milli(key: str, unit: str, letter: str) -> str:
+            return f"  {letter} {1e3 * row[key]:.1f} {unit}" if key in row else ""
+
+        total = f"/{self.max_epochs}" if self.max_epochs else ""
+        errors = (
+            milli("val/energy_per_atom_mae", "meV/atom", "E")
+            + milli("val/forces_mae", "meV/A", "F")
+            + milli("val/stress_mae", "meV/A^3", "S")
+        )
+        loss = row.get("val/loss", row.get("train/loss", float("inf")))
+        best = loss < self.best
+        self.best = min(loss, self.best)
+        return (
+            f"Epoch {row['epoch']:>4}{total} | loss {row.get('train/loss', float('nan')):.4f} | "
+            f"val {loss:.4f}{errors} | lr {row['lr']:.1e} | {seconds:.1f} s "
+            f"(data {self._data / seconds:.0%}){' | best' if best else ''}"
+        )
+
+

@@ -1,0 +1,64 @@
+"""The Huber loss of energies, forces and stresses, with missing labels selected out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlip.graph import AtomGraph
+from mlip.models.potential import Prediction
+
+ATOM_VOLUME = 10.0  # Å³: brings stress (eV/Å³) to the size of an energy per atom
+
+
+@dataclass(frozen=True)
+class HuberLoss:
+    """Weighted Huber losses in units of the training set's RMS force.
+
+    With s = force_scale: energy term on (E − Ê)/(N s Å), force term on (F − F̂)/s by component, stress
+    term on 10 Å³ (σ − σ̂)/(s Å) by component. NaN labels are selected out, never multiplied.
+    """
+
+    energy_weight: float
+    forces_weight: float
+    stress_weight: float
+    delta: float
+    force_scale: float
+
+    def sums(self, prediction: Prediction, graph: AtomGraph) -> dict[str, Tensor]:
+        """Return per label (2,): the weighted sum of losses and the number of known components."""
+        weight = graph.weight
+        inverse = 1.0 / self.force_scale
+        out = {}
+        if self.energy_weight:
+            residual = (prediction.energy - graph.energy) / graph.num_atoms * inverse
+            out["energy"] = self._sum(residual, graph.energy, weight)
+        if self.forces_weight:
+            residual = (prediction.forces - graph.forces) * inverse
+            out["forces"] = self._sum(residual, graph.forces, weight[graph.batch, None])
+        if self.stress_weight:
+            residual = (prediction.stress - graph.stress) * (ATOM_VOLUME * inverse)
+            out["stress"] = self._sum(residual, graph.stress, weight[:, None, None])
+        return out
+
+    def combine(self, sums: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of means; a label that did not occur adds nothing."""
+        terms = [
+            getattr(self, f"{name}_weight") * total / count.clamp(min=1.0)
+            for name, (total, count) in sums.items()
+        ]
+        return torch.stack(terms).sum()
+
+    def __call__(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
+        """Return the loss of a batch."""
+        return self.combine(self.sums(prediction, graph))
+
+    def _sum(self, residual: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        known = ~torch.isnan(label)  # labels decide: a prediction that is NaN must stay visible
+        chosen, weight = residual[known], weight.expand_as(residual)[known]
+        size = chosen.abs()
+        delta = self.delta
+        loss = torch.where(size < delta, 0.5 * chosen.square(), delta * (size - 0.5 * delta))
+        return torch.stack([(weight * loss).sum(), loss.new_tensor(float(loss.numel()))])

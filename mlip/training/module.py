@@ -1,0 +1,172 @@
+"""The Lightning module: one step of training and validation, optimiser and schedule."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L  # noqa: N812  Lightning's own name for itself
+import torch
+from torch import Tensor
+
+from mlip.errors import TrainingError
+from mlip.evaluate import ErrorSums
+from mlip.graph import AtomGraph
+from mlip.models.potential import Potential
+from mlip.training.loss import HuberLoss
+from mlip.training.objectives import Objective
+
+MAX_BAD_STEPS = 3
+
+
+@dataclass
+class Limits:
+    """When a run ends; progress is the largest fraction used up."""
+
+    max_epochs: int | None
+    max_steps: int | None
+    max_time: float | None  # s
+    started: float = 0.0
+    spent: float = 0.0  # s, in earlier sessions of a resumed run
+
+    def elapsed(self) -> float:
+        """Seconds of training, earlier sessions included."""
+        return self.spent + (time.monotonic() - self.started if self.started else 0.0)
+
+    def progress(self, step: int, steps_per_epoch: int) -> float:
+        """Fraction of the run that is done, 0 to 1."""
+        parts = [0.0]
+        if self.max_epochs:
+            parts.append(step / (self.max_epochs * max(steps_per_epoch, 1)))
+        if self.max_steps:
+            parts.append(step / self.max_steps)
+        if self.max_time:
+            parts.append(self.elapsed() / self.max_time)
+        return min(1.0, max(parts))
+
+
+def cosine_factor(progress: float, warmup: float, final: float) -> float:
+    """Learning rate over its peak: linear warm-up, then a half cosine to `final`."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    x = (progress - warmup) / max(1.0 - warmup, 1e-9)
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(x, 1.0)))
+
+
+class PotentialModule(L.LightningModule):
+    """A potential being trained."""
+
+    def __init__(
+        self,
+        potential: Potential,
+        loss: HuberLoss,
+        objective: Objective,
+        *,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        limits: Limits,
+        steps_per_epoch: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.potential, self.loss, self.objective = potential, loss, objective
+        self.optimizer_options, self.scheduler_options = optimizer, scheduler
+        self.limits, self.steps_per_epoch, self.seed = limits, steps_per_epoch, seed
+        self.bad_steps = 0
+        self.last_batch: AtomGraph | None = None
+        self._reset("train")
+        self._reset("val")
+
+    def transfer_batch_to_device(
+        self, batch: AtomGraph, device: torch.device, dataloader_idx: int
+    ) -> AtomGraph:
+        """Move a batch; Lightning does not know our data class."""
+        return batch.to(device, non_blocking=True)
+
+    def training_step(self, batch: AtomGraph, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # no generator state to restore
+        self.last_batch = batch
+        batch = self.objective(batch)
+        prediction = self.potential(batch)
+        sums = self.loss.sums(prediction, batch)
+        self._add("train", sums, prediction, batch)
+        return self.loss.combine(sums)
+
+    def validation_step(self, batch: AtomGraph, batch_idx: int) -> None:
+        """Add one batch to the validation errors."""
+        prediction = self.potential(batch)
+        self._add("val", self.loss.sums(prediction, batch), prediction, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log exact errors of the whole validation set."""
+        if not self.trainer.sanity_checking:
+            self.log_dict(self.collected("val"), prog_bar=False, sync_dist=False)
+        self._reset("val")
+
+    def on_train_epoch_end(self) -> None:
+        """Log the errors of the epoch's steps, as they were seen."""
+        self.log_dict(self.collected("train"), prog_bar=False, sync_dist=False)
+        self._reset("train")
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose gradient is not finite; stop after three in a row."""
+        gradients = [p.grad for p in self.potential.parameters() if p.grad is not None]
+        if gradients and bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all()):
+            self.bad_steps = 0
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self.bad_steps += 1
+        batch = self.last_batch
+        rows = batch.sample_id.tolist() if batch is not None else []
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise TrainingError(
+                f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (last "
+                f"at frames {rows}); check those labels, or lower optimizer.lr"
+            )
+        self.print(f"step {self.global_step}: gradient is not finite, step skipped (frames {rows})")
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay on matrices only, learning rate by progress."""
+        matrices = [p for p in self.potential.parameters() if p.requires_grad and p.dim() >= 2]
+        others = [p for p in self.potential.parameters() if p.requires_grad and p.dim() < 2]
+        options = self.optimizer_options
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": options["weight_decay"]},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=options["lr"],
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def collected(self, part: str) -> dict[str, float]:
+        """Return loss and errors accumulated since the last reset."""
+        sums = self._sums[part]
+        out = {f"{part}/loss": float(self.loss.combine(sums))} if sums else {}
+        return out | {f"{part}/{k}": v for k, v in self._errors[part].compute().items()}
+
+    def _factor(self, step: int) -> float:
+        progress = self.limits.progress(step, self.steps_per_epoch)
+        options = self.scheduler_options
+        return cosine_factor(progress, options["warmup"], options["final"])
+
+    def _add(self, part: str, sums: dict[str, Tensor], prediction: Any, batch: AtomGraph) -> None:
+        self._errors[part].update(prediction, batch)
+        total = self._sums[part]
+        for name, value in sums.items():
+            value = value.detach()
+            total[name] = total[name] + value if name in total else value
+
+    def _reset(self, part: str) -> None:
+        if not hasattr(self, "_sums"):
+            self._sums: dict[str, dict[str, Tensor]] = {}
+            self._errors: dict[str, ErrorSums] = {}
+        self._sums[part], self._errors[part] = {}, ErrorSums()

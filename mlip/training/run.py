@@ -1,0 +1,372 @@
+"""Training from configuration to potential file, in the order things happen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
+
+from mlip.data.prepare import PreparedData, prepare_data
+from mlip.errors import CheckpointError, ConfigError, TrainingError
+from mlip.evaluate import Evaluation, evaluate_batches
+from mlip.graph import AtomGraph
+from mlip.models.potential import Potential
+from mlip.models.registry import PotentialSpec, build_potential
+from mlip.potential_file import add_metadata, save_potential
+from mlip.report.run_report import write_report
+from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
+from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from mlip.training.config import Config, load_config, to_yaml
+from mlip.training.loss import HuberLoss
+from mlip.training.module import Limits, PotentialModule
+from mlip.training.objectives import make_objective
+
+log = logging.getLogger("mlip")
+LABELS = ("energy", "forces", "stress")
+
+
+@dataclass
+class RunResult:
+    """What a training run leaves behind."""
+
+    out_dir: Path
+    potential: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(
+    overrides: Sequence[str] | Mapping[str, Any] = (), file: Path | str | None = None
+) -> RunResult:
+    """Train what the configuration describes.
+
+    Args:
+        overrides: `["model=facet", "data.train=my.extxyz"]`, or a complete configuration.
+        file: a YAML file of settings that the overrides come after.
+
+    Raises:
+        ConfigError: an option is misspelt or out of range; nothing has been written.
+        DataError: the data cannot be used; nothing has been written.
+    """
+    config = dict(overrides) if isinstance(overrides, Mapping) else load_config(overrides, file)
+    if threads := config["trainer"]["num_threads"]:
+        torch.set_num_threads(int(threads))
+    weights = {label: config["loss"][f"{label}_weight"] for label in LABELS}
+    out_dir, checkpoint = _place(config)
+    data = _prepare(config, weights)
+    _drop_absent_stress(config, data, weights)
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    handler = _log_to(out_dir / "train.log")
+    try:
+        return _train(config, data, out_dir, checkpoint)
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _train(
+    config: Config, data: PreparedData, out_dir: Path, checkpoint: Path | None
+) -> RunResult:
+    began = time.monotonic()
+    torch.manual_seed(config["seed"])
+    potential = build_potential(_spec(config, data))
+    name, objective = make_objective(config["objective"]["name"], config["model"]["name"])
+    size = sum(p.numel() for p in potential.parameters())
+    for line in data.summary():
+        log.info(line)
+    log.info(
+        f"Model    {config['model']['name']}  {size:,} parameters, {config['trainer']['precision']}, "
+        f"{torch.get_num_threads()} threads; objective {name}"
+    )
+    log.info(f"Run      {out_dir}")
+    _record(config, data, out_dir)
+
+    loader = data.loader("train", seed=config["seed"])
+    if loader is None:
+        raise TrainingError("there is nothing to train on")
+    val = data.loader("val")
+    steps_per_epoch = len(loader)
+    options = config["trainer"]
+    limits = Limits(options["max_epochs"], options["max_steps"], options["max_time"])
+    loss = HuberLoss(
+        **{f"{label}_weight": float(config["loss"][f"{label}_weight"]) for label in LABELS},
+        delta=float(config["loss"]["delta"]),
+        force_scale=data.stats.force_scale,
+    )
+    if options["precision"] == "64-true":
+        potential = potential.double()
+    module = PotentialModule(
+        potential,
+        loss,
+        objective,
+        optimizer=config["optimizer"],
+        scheduler=config["scheduler"],
+        limits=limits,
+        steps_per_epoch=steps_per_epoch,
+        seed=config["seed"],
+    )
+    folder = out_dir / "checkpoints"
+    guard = RunLimits(limits, loader, folder / "last.ckpt")
+    callbacks: list[Callback] = [guard, EpochLog(out_dir / "metrics.csv", limits.max_epochs, limits)]
+    if config["ema"]["decay"] > 0:
+        callbacks.append(WarmEMA(config["ema"]["decay"]))
+    callbacks += _checkpoints(folder, has_val=val is not None)
+    show_bar = sys.stderr.isatty()
+    if show_bar:
+        callbacks.append(RichProgressBar(leave=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # advice on workers and logging steps
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        trainer = L.Trainer(
+            max_epochs=options["max_epochs"] or -1,
+            max_steps=options["max_steps"] or -1,
+            accelerator=_accelerator(options["accelerator"]),
+            devices=options["devices"],
+            precision=options["precision"],
+            gradient_clip_val=options["gradient_clip"] or None,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=_logger(config, out_dir),
+            enable_progress_bar=show_bar,
+            enable_model_summary=False,
+            inference_mode=False,  # forces need autograd in validation
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            default_root_dir=out_dir,
+        )
+        trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
+    return _finish(config, data, out_dir, potential, time.monotonic() - began)
+
+
+def _finish(
+    config: Config, data: PreparedData, out_dir: Path, potential: Potential, seconds: float
+) -> RunResult:
+    """Write the potential, then evaluate it, then write what was found."""
+    best = out_dir / "checkpoints" / "best.ckpt"
+    last = out_dir / "checkpoints" / "last.ckpt"
+    state = read_checkpoint(best if best.exists() else last)["state_dict"]
+    prefix = "potential."
+    potential.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
+    potential = potential.cpu()
+    path = out_dir / "potential.safetensors"
+    save_potential(path, potential, {"training": _training_card(config, data)})
+    log.info(f"Saved    {path}")
+    device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
+    potential = potential.to(device).freeze()
+    evaluations: dict[str, Evaluation] = {}
+    metrics: dict[str, float] = {}
+    for part in ("val", "test"):
+        loader = data.loader(part)
+        if loader is not None:
+            evaluations[part] = evaluate_batches(potential, loader, collect=True)
+            metrics |= {f"{part}/{k}": v for k, v in evaluations[part].metrics.items()}
+            log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
+    counts = {part: e.counts for part, e in evaluations.items()}
+    add_metadata(path, {"metrics": metrics, "metric_counts": counts})
+    report = write_report(
+        out_dir,
+        title=f"{config['name'] or config['model']['name']}: training report",
+        summary=data.summary(),
+        facts={
+            "potential": path,
+            "wall time": f"{seconds:.0f} s",
+            "parameters": f"{sum(p.numel() for p in potential.parameters()):,}",
+            "again": f"`mlip train {out_dir / 'config.yaml'} out_dir=NEW`",
+        },
+        evaluations=evaluations,
+    )
+    log.info(f"Report   {report}")
+    return RunResult(out_dir, path, metrics)
+
+
+def _place(config: Config) -> tuple[Path, Path | None]:
+    """Return the run folder and the checkpoint to continue from, without writing anything."""
+    name = config["name"] or config["model"]["name"]
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out_dir = Path(config["out_dir"] or Path("outputs") / str(name) / stamp)
+    resume = config["resume"]
+    if resume is False or resume is None:
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise ConfigError(
+                f"{out_dir} is not empty; choose another out_dir, or continue it with resume=auto"
+            )
+        return out_dir, None
+    if resume in (True, "auto"):
+        last = out_dir / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            log.info("resume=auto: no checkpoint in %s, starting from scratch", out_dir)
+            return out_dir, None
+        checkpoint = last
+    else:
+        checkpoint = Path(str(resume))
+        if not checkpoint.exists():
+            raise CheckpointError(f"{checkpoint}: there is no such checkpoint")
+    content = read_checkpoint(checkpoint)
+    had_ema = "averaging_state" in content
+    if had_ema != (config["ema"]["decay"] > 0):
+        raise CheckpointError(
+            f"{checkpoint} was trained {'with' if had_ema else 'without'} weight averaging; set "
+            f"ema.decay={'as before' if had_ema else 0} to continue it"
+        )
+    log.info("Resume   %s, epoch %s", checkpoint, content["epoch"] + 1)
+    return out_dir, checkpoint
+
+
+def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
+    # Stress belongs to crystals: a set of molecules has none and needs none.
+    required = [label for label in ("energy", "forces") if weights[label] > 0]
+    prior = config["model"].get("prior") or "none"
+    return prepare_data(
+        config["data"],
+        cutoff=float(config["model"]["cutoff"]),
+        seed=config["seed"],
+        required_labels=required,
+        baseline=None if prior == "none" else lambda species: _prior_energies(config, species),
+    )
+
+
+def _drop_absent_stress(
+    config: Config, data: PreparedData, weights: Mapping[str, float]
+) -> None:
+    if weights["stress"] > 0 and data.coverage.counts["train"]["stress"] == 0:
+        config["loss"]["stress_weight"] = 0.0
+        data.notes.append("no stress labels: trained on energies and forces (stress_weight=0)")
+
+
+def _prior_energies(
+    config: Config, species: tuple[int, ...]
+) -> Callable[[AtomGraph], np.ndarray]:
+    spec = PotentialSpec(
+        architecture="lennard_jones",
+        hyperparameters={"cutoff": float(config["model"]["cutoff"]), "epsilon": 0.0},
+        species=species,
+        reference_energies=(dict.fromkeys(species, 0.0),),
+        avg_num_neighbors=1.0,
+        priors=(config["model"]["prior"],),
+    )
+    prior = build_potential(spec).double().freeze()
+
+    def energies(graph: AtomGraph) -> np.ndarray:
+        with torch.no_grad():
+            return prior(graph, derivatives=False).energy.numpy()
+
+    return energies
+
+
+def _spec(config: Config, data: PreparedData) -> PotentialSpec:
+    model = dict(config["model"])
+    prior = model.pop("prior", None) or "none"
+    return PotentialSpec(
+        architecture=model.pop("name"),
+        hyperparameters=model,
+        species=data.stats.species,
+        reference_energies=(data.stats.e0.table,),
+        avg_num_neighbors=data.stats.avg_num_neighbors,
+        force_scale=data.stats.force_scale,
+        charge_spin=data.stats.charge_spin,
+        priors=() if prior == "none" else (str(prior),),
+    )
+
+
+def _checkpoints(folder: Path, *, has_val: bool) -> list[Callback]:
+    last = ModelCheckpoint(
+        dirpath=folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename="best",
+        monitor="val/loss",
+        mode="min",
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
+    )
+    return [best, last] if has_val else [last]
+
+
+def _logger(config: Config, out_dir: Path) -> Logger | bool:
+    name = config["logger"]["name"]
+    if name == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        offline = not os.environ.get("WANDB_API_KEY")
+        if offline:
+            log.warning("logger=wandb: no WANDB_API_KEY, logging offline into %s", out_dir)
+        return WandbLogger(name=str(config["name"]), save_dir=out_dir, offline=offline)
+    if name == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(save_dir=out_dir, name="tensorboard")
+    return False  # metrics.csv is always written
+
+
+def _accelerator(setting: str) -> str:
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if setting == "gpu" else setting
+
+
+def _record(config: Config, data: PreparedData, out_dir: Path) -> None:
+    (out_dir / "config.yaml").write_text(to_yaml(config))
+    (out_dir / "splits.json").write_text(json.dumps(data.split_record()))
+    (out_dir / "stats.json").write_text(json.dumps(data.stats.to_dict(), indent=1))
+    environment = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    (out_dir / "environment.json").write_text(json.dumps(environment, indent=1))
+
+
+def _training_card(config: Config, data: PreparedData) -> dict[str, Any]:
+    stats = data.stats
+    return {
+        "sources": data.parts["train"][0].sources,
+        "elements": [chemical_symbols[z] for z in stats.species],
+        "structures": stats.num_structures,
+        "atoms": stats.num_atoms,
+        "label_coverage": data.coverage.counts,
+        "energy": config["data"]["energy"],
+        "charge_range": stats.charge_range,
+        "spin_range": stats.spin_range,
+        "force_rms": stats.force_scale,
+        "store_hash": data.parts["train"][0].manifest["blake2b"],
+    }
+
+
+def _in_milli(metrics: Mapping[str, float]) -> str:
+    units = {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/A", "stress": "meV/A^3"}
+    return ", ".join(
+        f"{name} MAE {1e3 * metrics[f'{name}_mae']:.2f} RMSE {1e3 * metrics[f'{name}_rmse']:.2f} {unit}"
+        for name, unit in units.items()
+        if f"{name}_mae" in metrics
+    )
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    return handler
+
+
+__all__ = ["Interrupted", "RunResult", "train"]
