@@ -43,7 +43,7 @@ class MLIPCalculator(Calculator):
         checkpoint: str | Path | Sequence[str | Path] | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
-        stress_weight: float | None = None,  # noqa: ARG002  pymatgen passes it to every calculator
+        stress_weight: float | None = None,
         **unknown: Any,
     ) -> None:
         """Load it.

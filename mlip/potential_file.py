@@ -48,7 +48,9 @@ def save_potential(
     """
     spec: PotentialSpec | None = potential.spec
     if spec is None:
-        raise PotentialFileError("this potential was not built by build_potential; it has no recipe")
+        raise PotentialFileError(
+            "this potential was not built by build_potential; it has no recipe"
+        )
     tensors = _tensors(potential)
     if bad := [name for name, t in tensors.items() if not torch.isfinite(t).all()]:
         raise PotentialFileError(f"weights {bad[:3]} are not finite; nothing was written to {path}")
@@ -177,7 +179,9 @@ def load_potential(
         if not torch.isfinite(tensor).all():
             raise PotentialFileError(f"{path}: tensor {name} holds values that are not finite")
     if _hash(tensors) != document.get("sha256"):
-        raise PotentialFileError(f"{path}: the weights do not match their recorded hash; copy again")
+        raise PotentialFileError(
+            f"{path}: the weights do not match their recorded hash; copy again"
+        )
     potential = potential.to(next(iter(tensors.values())).dtype if tensors else torch.float32)
     potential.load_state_dict(tensors, strict=False)
     potential.metadata = document

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
-import torch
 from lightning.pytorch.callbacks import WeightAveraging
 
 from mlip.data.batching import GraphLoader
@@ -172,5 +171,3 @@ class EpochLog(L.Callback):
             f"val {loss:.4f}{errors} | lr {row['lr']:.1e} | {seconds:.1f} s "
             f"(data {self._data / seconds:.0%}){' | best' if best else ''}"
         )
-
-

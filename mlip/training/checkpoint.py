@@ -25,7 +25,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint`, refusing weights that are not finite."""
         for name, value in checkpoint.get("state_dict", {}).items():
             if not name.endswith("e0") and not torch.isfinite(value).all():
-                raise CheckpointError(f"{path}: {name} is not finite; the checkpoint is not written")
+                raise CheckpointError(
+                    f"{path}: {name} is not finite; the checkpoint is not written"
+                )
         with atomic_write(path) as temporary:
             torch.save(checkpoint, temporary)
 

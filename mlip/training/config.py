@@ -23,7 +23,13 @@ from mlip.errors import ConfigError
 
 Config = dict[str, Any]
 SWITCHES = ("model", "objective", "logger")  # a group whose `name` is the choice
-OPEN = ("data.e0", "data.train", "data.val", "data.test", "model.channels")  # may hold lists, tables
+OPEN = (
+    "data.e0",
+    "data.train",
+    "data.val",
+    "data.test",
+    "model.channels",
+)  # may hold lists, tables
 
 
 def conf_dir() -> Path:
@@ -89,7 +95,9 @@ def parse_duration(value: Any) -> float | None:
         parts = [int(p) for p in text.split(":")]
         weights = [86400, 3600, 60, 1][-len(parts) :]
         return float(sum(w * p for w, p in zip(weights, parts, strict=True)))
-    raise ConfigError(f"trainer.max_time={value!r}: write DD:HH:MM:SS, HH:MM:SS, 40m, 6h or seconds")
+    raise ConfigError(
+        f"trainer.max_time={value!r}: write DD:HH:MM:SS, HH:MM:SS, 40m, 6h or seconds"
+    )
 
 
 def to_yaml(config: Config) -> str:

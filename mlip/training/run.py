@@ -80,9 +80,7 @@ def train(
         handler.close()
 
 
-def _train(
-    config: Config, data: PreparedData, out_dir: Path, checkpoint: Path | None
-) -> RunResult:
+def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path | None) -> RunResult:
     began = time.monotonic()
     torch.manual_seed(config["seed"])
     potential = build_potential(_spec(config, data))
@@ -123,7 +121,10 @@ def _train(
     )
     folder = out_dir / "checkpoints"
     guard = RunLimits(limits, loader, folder / "last.ckpt")
-    callbacks: list[Callback] = [guard, EpochLog(out_dir / "metrics.csv", limits.max_epochs, limits)]
+    callbacks: list[Callback] = [
+        guard,
+        EpochLog(out_dir / "metrics.csv", limits.max_epochs, limits),
+    ]
     if config["ema"]["decay"] > 0:
         callbacks.append(WarmEMA(config["ema"]["decay"]))
     callbacks += _checkpoints(folder, has_val=val is not None)
@@ -242,17 +243,13 @@ def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
     )
 
 
-def _drop_absent_stress(
-    config: Config, data: PreparedData, weights: Mapping[str, float]
-) -> None:
+def _drop_absent_stress(config: Config, data: PreparedData, weights: Mapping[str, float]) -> None:
     if weights["stress"] > 0 and data.coverage.counts["train"]["stress"] == 0:
         config["loss"]["stress_weight"] = 0.0
         data.notes.append("no stress labels: trained on energies and forces (stress_weight=0)")
 
 
-def _prior_energies(
-    config: Config, species: tuple[int, ...]
-) -> Callable[[AtomGraph], np.ndarray]:
+def _prior_energies(config: Config, species: tuple[int, ...]) -> Callable[[AtomGraph], np.ndarray]:
     spec = PotentialSpec(
         architecture="lennard_jones",
         hyperparameters={"cutoff": float(config["model"]["cutoff"]), "epsilon": 0.0},

@@ -6,7 +6,6 @@ import ase
 import numpy as np
 import pytest
 import torch
-from ase.build import bulk
 from conftest import E0, build, predict
 
 from mlip.errors import DataError
@@ -135,9 +134,7 @@ def test_an_atom_beyond_reach_changes_nothing(potential, molecule_atoms):
     chain = molecule_atoms + ase.Atoms("O", [[reach + 12.0, 0, 0]])
     alone = predict(potential, molecule_atoms)
     out = predict(potential, chain)
-    torch.testing.assert_close(
-        out.forces[:-1], alone.forces, atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(out.forces[:-1], alone.forces, atol=1e-12, rtol=0)
     assert not out.forces[-1].any()
 
 
@@ -178,11 +175,7 @@ def test_facet_small_has_the_published_parameter_count():
     """270,383, counted from the published layout (all 34 couplings, 90 species, MLP on the grid)."""
     m, up, hidden, basis, species = (128, 32, 16, 8), 32, 16, 8, 90
     paths = [
-        (a, b, c)
-        for a in range(4)
-        for b in range(4)
-        for c in range(4)
-        if abs(a - b) <= c <= a + b
+        (a, b, c) for a in range(4) for b in range(4) for c in range(4) if abs(a - b) <= c <= a + b
     ]
     layers = [((0,), range(4)), (range(4), range(4)), (range(4), (0,))]
     total = species * m[0] + basis + 1  # embedding, frequencies, cutoff

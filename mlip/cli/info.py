@@ -1,0 +1,63 @@
+"""`mlip info`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EPILOG = """example:
+  mlip info outputs/facet/2026-11-24_12-00-00
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "info",
+        help="what a potential file or a run is",
+        description="Print the description in a potential file; the weights are not loaded.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="POTENTIAL|RUN")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the description."""
+    from mlip.potential_file import read_metadata
+
+    path = Path(args.path)
+    if path.is_dir():
+        path = path / "potential.safetensors"
+    document = read_metadata(path)
+    if args.json:
+        print(json.dumps(document, indent=1))
+        return 0
+    architecture = document["architecture"]
+    options = ", ".join(f"{k}={v}" for k, v in architecture["hyperparameters"].items())
+    training = document.get("training", {})
+    rows = {
+        "file": path,
+        "architecture": f"{architecture['name']} v{architecture['version']} ({options})",
+        "parameters": f"{document['num_parameters']:,} {document['dtype']}",
+        "elements": " ".join(document["species"]),
+        "cutoff": f"{document['cutoff']:g} A",
+        "priors": ", ".join(document["priors"]) or "none",
+        "symmetry": document["symmetry"],
+        "conservative": document["conservative"],
+        "extensive": document["extensive"],
+        "E0 (eV)": "  ".join(f"{k} {v:.4f}" for k, v in document["e0"][0].items()),
+        "trained on": f"{training.get('structures', '?')} structures, "
+        f"{training.get('atoms', '?')} atoms: {', '.join(training.get('sources', []))}",
+        "created": f"{document['created']} by mlip-trainer {document['versions']['mlip-trainer']}",
+    }
+    for key, value in rows.items():
+        print(f"{key:14}{value}")
+    for name, value in sorted(document.get("metrics", {}).items()):
+        if name.endswith("_mae"):
+            print(f"{name:32}{1e3 * value:10.3f} meV-based unit")
+    return 0

@@ -1,0 +1,58 @@
+"""`mlip predict`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+EPILOG = """example:
+  mlip predict potential.safetensors structures.cif predictions.extxyz
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "predict",
+        help="write predictions beside the labels of a file",
+        description="Write mlip_energy, mlip_forces and mlip_stress; labels are kept as they are.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("potential", metavar="POTENTIAL")
+    parser.add_argument("input", metavar="IN")
+    parser.add_argument("output", metavar="OUT.extxyz")
+    parser.add_argument("--format", default="auto")
+    parser.add_argument("--max-atoms", type=int, default=512, help="atoms per batch")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict."""
+    import torch
+    from ase.io import write
+
+    from mlip.atomic import atomic_write
+    from mlip.data.readers import read_structures
+    from mlip.evaluate import batches_of
+    from mlip.potential_file import load_potential
+
+    potential = load_potential(args.potential, args.device, args.dtype)
+    structures = read_structures(args.input, args.format, keep_info=True)
+    count = 0
+    with atomic_write(args.output) as temporary, temporary.open("w") as handle:
+        for atoms_list, graph in batches_of(structures, potential, args.max_atoms):
+            with torch.no_grad():
+                out = potential(graph.to(potential.device))
+            forces = out.forces.cpu().split(graph.num_atoms.tolist())
+            for k, atoms in enumerate(atoms_list):
+                atoms.info["mlip_energy"] = float(out.energy[k])
+                atoms.arrays["mlip_forces"] = forces[k].numpy()
+                if atoms.pbc.all():
+                    atoms.info["mlip_stress"] = out.stress[k].cpu().numpy()
+                write(handle, atoms, format="extxyz")
+                count += 1
+    print(f"{count} structures -> {args.output}")
+    return 0

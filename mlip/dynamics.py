@@ -1,0 +1,171 @@
+"""Molecular dynamics: ASE's integrators with honest units, a log, and a stop when it explodes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase import units
+from ase.io.trajectory import Trajectory
+from ase.md.bussi import Bussi
+from ase.md.nptberendsen import NPTBerendsen
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.verlet import VelocityVerlet
+
+from mlip.calculator import MLIPCalculator
+from mlip.errors import ConfigError, DataError
+
+ENSEMBLES = ("nve", "nvt", "npt")
+EXPLODED = 100.0  # times the target temperature
+
+
+@dataclass
+class MDResult:
+    """What a run leaves behind."""
+
+    atoms: ase.Atoms
+    rows: list[dict[str, float]]  # the log
+
+    def drift(self) -> float:
+        """Slope of the total energy, meV/atom/ps (meaningful for NVE)."""
+        t = np.array([r["time_fs"] for r in self.rows]) * 1e-3
+        e = np.array([r["etot_eV"] for r in self.rows]) * 1e3 / len(self.atoms)
+        return float(np.polyfit(t, e, 1)[0]) if len(t) > 2 else float("nan")
+
+
+def run_md(
+    calculator: MLIPCalculator,
+    atoms: ase.Atoms,
+    *,
+    ensemble: str = "nve",
+    temperature: float = 300.0,
+    timestep_fs: float = 1.0,
+    steps: int = 1000,
+    output: Path | str | None = None,
+    pressure_gpa: float = 0.0,
+    relaxation_fs: float = 100.0,
+    log_interval: int = 10,
+    seed: int = 0,
+    progress: Callable[[int], Any] | None = None,
+    allow_nonconservative: bool = False,
+) -> MDResult:
+    """Run dynamics from `atoms`, which are not changed.
+
+    Args:
+        calculator: the potential.
+        atoms: start; its momenta are kept if it has any, else drawn at `temperature`.
+        ensemble: nve (velocity Verlet), nvt (Bussi) or npt (Berendsen; for equilibration).
+        temperature: K.
+        timestep_fs: fs.
+        steps: how many.
+        output: trajectory file (.traj); a log `.csv` is written beside it.
+        pressure_gpa: for npt, GPa.
+        relaxation_fs: time constant of thermostat and barostat (ten times as long), fs.
+        log_interval: steps between log rows and frames.
+        seed: of momenta and thermostat.
+        progress: called with the step number at every log row.
+        allow_nonconservative: run with forces that are not a gradient.
+
+    Raises:
+        ConfigError: an option is out of range.
+        DataError: the run exploded; what was written is kept.
+    """
+    if ensemble not in ENSEMBLES:
+        raise ConfigError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLES)}")
+    if temperature < 0 or timestep_fs <= 0 or steps < 1:
+        raise ConfigError("temperature must be >= 0 K, timestep above 0 fs and steps at least 1")
+    if not calculator.potential.conservative and not allow_nonconservative:
+        raise ConfigError("forces of this potential are not a gradient: dynamics would heat up")
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    rng = np.random.default_rng(seed)
+    if not atoms.has("momenta") or not np.abs(atoms.get_momenta()).max() > 0:
+        MaxwellBoltzmannDistribution(
+            atoms,
+            temperature_K=temperature,
+            rng=np.random.RandomState(seed),
+        )
+        Stationary(atoms)
+    dynamics = _integrator(
+        ensemble, atoms, temperature, timestep_fs, pressure_gpa, relaxation_fs, rng
+    )
+    rows: list[dict[str, float]] = []
+    path = Path(output) if output else None
+    trajectory = Trajectory(str(path), "w", atoms) if path else None
+    table = path.with_suffix(".csv").open("w", newline="") if path else None
+    writer = None
+
+    def record() -> None:
+        nonlocal writer
+        kinetic = atoms.get_kinetic_energy()
+        potential = atoms.get_potential_energy()
+        row = {
+            "step": float(dynamics.nsteps),
+            "time_fs": dynamics.nsteps * timestep_fs,
+            "epot_eV": potential,
+            "ekin_eV": kinetic,
+            "etot_eV": potential + kinetic,
+            "temperature_K": atoms.get_temperature(),
+        }
+        if atoms.pbc.all():
+            stress = atoms.get_stress(include_ideal_gas=True)
+            row["pressure_GPa"] = float(-stress[:3].mean() / units.GPa)
+        rows.append(row)
+        if trajectory:
+            trajectory.write()
+        if table:
+            if writer is None:
+                writer = csv.DictWriter(table, list(row))
+                writer.writeheader()
+            writer.writerow(row)
+            table.flush()
+        if progress:
+            progress(dynamics.nsteps)
+        hot = row["temperature_K"] > EXPLODED * max(temperature, 30.0)
+        if not np.isfinite(row["etot_eV"]) or hot:
+            raise DataError(
+                f"the dynamics exploded at step {dynamics.nsteps} ({row['temperature_K']:.3g} K): "
+                "use a smaller --timestep, relax the start, or train on such structures; what was "
+                "written is kept"
+            )
+
+    dynamics.attach(record, interval=log_interval)
+    try:
+        dynamics.run(steps)
+    finally:
+        for handle in (trajectory, table):
+            if handle:
+                handle.close()
+    return MDResult(atoms, rows)
+
+
+def _integrator(
+    ensemble: str,
+    atoms: ase.Atoms,
+    temperature: float,
+    timestep_fs: float,
+    pressure_gpa: float,
+    relaxation_fs: float,
+    rng: np.random.Generator,
+) -> Any:
+    dt = timestep_fs * units.fs
+    if ensemble == "nve":
+        return VelocityVerlet(atoms, dt)
+    if ensemble == "nvt":
+        return Bussi(atoms, dt, temperature_K=temperature, taut=relaxation_fs * units.fs, rng=rng)
+    if not atoms.pbc.all():
+        raise ConfigError(f"npt needs a 3-D cell, and this structure has pbc={atoms.pbc.tolist()}")
+    return NPTBerendsen(
+        atoms,
+        dt,
+        temperature_K=temperature,
+        taut=relaxation_fs * units.fs,
+        pressure_au=pressure_gpa * units.GPa,
+        taup=10 * relaxation_fs * units.fs,
+        compressibility_au=0.01 / units.GPa,  # of a stiff solid; it sets only the speed
+    )

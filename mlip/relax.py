@@ -1,0 +1,163 @@
+"""Relax structures: atoms and, for crystals, the cell."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE, LBFGS
+
+from mlip.calculator import MLIPCalculator
+from mlip.errors import ConfigError, DataError
+from mlip.models.potential import Potential
+from mlip.units import GPA
+
+log = logging.getLogger("mlip")
+OPTIMIZERS = {"FIRE": FIRE, "BFGS": BFGS, "LBFGS": LBFGS}
+
+
+@dataclass
+class RelaxResult:
+    """What a relaxation gives, as attributes and as keys."""
+
+    final_structure: Any  # of the type that was given
+    energy: float  # eV
+    forces: np.ndarray  # (N, 3) eV/Å
+    stress: np.ndarray | None  # (6,) eV/Å³; None without a 3-D cell
+    converged: bool
+    n_steps: int
+    trajectory: list[ase.Atoms] = field(default_factory=list)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the attribute `key`."""
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+
+class Relaxer:
+    """Relax pymatgen or ASE structures with one potential."""
+
+    def __init__(
+        self,
+        potential: str | Path | Potential | MLIPCalculator,
+        *,
+        fmax: float = 0.05,
+        steps: int = 500,
+        optimizer: str = "FIRE",
+        relax_cell: bool = True,
+        pressure_gpa: float = 0.0,
+        device: str = "auto",
+        dtype: str | None = "float64",
+        allow_nonconservative: bool = False,
+    ) -> None:
+        """Load the potential.
+
+        Args:
+            potential: a potential file, a loaded potential, or a calculator.
+            fmax: largest force (and, with the cell, stress times volume) at the end, eV/Å.
+            steps: most optimiser steps.
+            optimizer: FIRE, BFGS or LBFGS.
+            relax_cell: also relax the cell of 3-D periodic structures.
+            pressure_gpa: external pressure, GPa.
+            device: "auto", "cpu", "cuda", ...
+            dtype: float64 by default: tight relaxations stall in float32.
+            allow_nonconservative: relax with forces that are not a gradient.
+
+        Raises:
+            ConfigError: an unknown optimiser, or a potential whose forces are not a gradient.
+        """
+        if optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
+        if isinstance(potential, MLIPCalculator):
+            self.calculator = potential
+        else:
+            self.calculator = MLIPCalculator(potential, device=device, dtype=dtype)
+        if not self.calculator.potential.conservative and not allow_nonconservative:
+            raise ConfigError(
+                "this potential predicts forces that are not the gradient of its energy; pass "
+                "allow_nonconservative=True to relax with it all the same"
+            )
+        self.fmax, self.steps, self.optimizer = fmax, steps, OPTIMIZERS[optimizer]
+        self.relax_cell, self.pressure_gpa = relax_cell, pressure_gpa
+
+    def relax(self, structure: Any) -> RelaxResult:
+        """Relax an `ase.Atoms`, or a pymatgen `Structure` or `Molecule`; the input is not changed.
+
+        Raises:
+            DataError: forces are not finite, or the element is unknown.
+        """
+        atoms = _to_atoms(structure)
+        atoms.calc = self.calculator
+        periodic = bool(atoms.pbc.all())
+        if self.relax_cell and not periodic:
+            log.info("no 3-D cell (pbc=%s): positions only", atoms.pbc.tolist())
+        target: Any = atoms
+        if self.relax_cell and periodic:
+            target = FrechetCellFilter(atoms, scalar_pressure=self.pressure_gpa * GPA)
+        frames: list[ase.Atoms] = []
+
+        def record() -> None:
+            if not np.isfinite(atoms.get_forces()).all():
+                raise DataError(
+                    "forces are not finite: two atoms are too close, or the structure is far from "
+                    "anything the potential was trained on"
+                )
+            frames.append(_snapshot(atoms))
+
+        with self.optimizer(target, logfile=None) as optimizer:
+            optimizer.attach(record)
+            converged = bool(optimizer.run(fmax=self.fmax, steps=self.steps))
+            n_steps = optimizer.nsteps
+        return RelaxResult(
+            final_structure=_like(structure, atoms),
+            energy=float(atoms.get_potential_energy()),
+            forces=atoms.get_forces(),
+            stress=atoms.get_stress() if periodic else None,
+            converged=converged,
+            n_steps=n_steps,
+            trajectory=frames,
+        )
+
+
+def _snapshot(atoms: ase.Atoms) -> ase.Atoms:
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    out = atoms.copy()
+    results = {
+        k: atoms.calc.results[k] for k in ("energy", "forces", "stress") if k in atoms.calc.results
+    }  # type: ignore[union-attr]
+    out.calc = SinglePointCalculator(out, **results)
+    return out
+
+
+def _to_atoms(structure: Any) -> ase.Atoms:
+    if isinstance(structure, ase.Atoms):
+        return structure.copy()
+    if hasattr(structure, "to_ase_atoms"):  # pymatgen, without importing it for those who do not
+        atoms = structure.to_ase_atoms()
+        out = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        out.info.update({k: v for k, v in atoms.info.items() if k in ("charge", "spin")})
+        if getattr(atoms, "spin_multiplicity", None):
+            out.info.setdefault("charge", int(getattr(atoms, "charge", 0)))
+            out.info.setdefault("spin", int(atoms.spin_multiplicity))
+        return out
+    raise DataError(
+        f"cannot relax a {type(structure).__name__}; give ase.Atoms or a pymatgen structure"
+    )
+
+
+def _like(original: Any, atoms: ase.Atoms) -> Any:
+    if isinstance(original, ase.Atoms):
+        return _snapshot(atoms)
+    out = original.copy()
+    if hasattr(out, "lattice"):
+        out.lattice = atoms.cell.array
+    for index, position in enumerate(atoms.positions):
+        out[index].coords = position
+    return out
