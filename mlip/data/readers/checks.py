@@ -48,6 +48,8 @@ def as_floats(
 ) -> NDArray[np.float64]:
     """Return `value` as float64 of `shape`, finite, or say what is wrong with it."""
     try:
+        if isinstance(value, (bool, np.bool_)):  # a key without a value, as ASE writes None
+            raise TypeError
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
         raise DataError(
@@ -74,7 +76,7 @@ def as_floats(
 def as_integer(value: Any, key: str, low: int | None, place: str) -> int:
     """Return a charge (`low` is None) or a multiplicity (`low` is 0) as an int."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, (bool, np.bool_)) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not number.is_integer() or (low is not None and number < low):

@@ -37,6 +37,7 @@ _PAIR: Final = re.compile(
     r"""(?:\s*=\s*(?:"(?P<dq>(?:[^"\\]|\\.)*)"|'(?P<sq>[^']*)'|\{(?P<cb>[^}]*)\}"""
     r"""|\[(?P<sb>[^\]]*)\]|(?P<bare>[^\s"'{}\[\]\\]\S*)))?(?=\s|$)"""
 )
+_MEANT: Final = re.compile(r"(properties|lattice|pbc|energy|stress|virials?|charge|spin)\s*=", re.I)
 _RESULTS: Final = frozenset(all_properties)
 _NUMBER_STARTS: Final = tuple("+-.0123456789nNiI ")  # nan, inf
 Layout = list[tuple[str, str, int]]  # name, type letter, columns
@@ -143,7 +144,7 @@ def _parse_comment(text: str, place: str) -> tuple[str, dict[str, Any]]:
     while position < len(text):
         match = _PAIR.match(text, position)
         if match is None:
-            if "Properties" not in text:
+            if not _MEANT.search(text):
                 return _PLAIN_LAYOUT, {}  # a plain xyz comment: free text
             raise DataError(
                 f"{place}: cannot read its second line at {text[position : position + 40]!r}; "
