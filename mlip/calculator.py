@@ -68,7 +68,7 @@ class MLIPCalculator(Calculator):
         given = potential if potential is not None else checkpoint
         if given is None:
             raise ConfigError("MLIPCalculator needs a potential file")
-        members = list(given) if isinstance(given, list | tuple) else [given]
+        members: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
         self.device = resolve_device(device)
         self.potentials: list[Potential] = [
             load_potential(m, device, dtype) if isinstance(m, str | Path) else self._own(m, dtype)
@@ -77,7 +77,8 @@ class MLIPCalculator(Calculator):
         if len({p.species for p in self.potentials}) > 1:
             raise ConfigError("the members of a committee must know the same elements")
         self.cutoff = max(p.cutoff for p in self.potentials)
-        self.parameters.update(
+        parameters: dict[str, Any] = self.parameters  # type: ignore[assignment]
+        parameters.update(
             potential=[str(m) if isinstance(m, str | Path) else "in memory" for m in members],
             dtype=str(self.potentials[0].dtype).removeprefix("torch."),
             version=self.potentials[0].metadata.get("versions", {}).get("mlip-trainer", "unknown"),

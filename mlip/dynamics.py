@@ -96,7 +96,7 @@ def run_md(
     )
     rows: list[dict[str, float]] = []
     path = Path(output) if output else None
-    trajectory = Trajectory(str(path), "w", atoms) if path else None
+    trajectory: Any = Trajectory(str(path), "w", atoms) if path else None
     table = path.with_suffix(".csv").open("w", newline="") if path else None
     writer = None
 

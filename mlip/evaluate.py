@@ -1,4 +1,4 @@
-"""Errors of a potential as exact sums over counts: the same for any batch size or number of ranks."""
+"""Errors of a potential as exact sums over counts: the same for any batch size."""
 
 from __future__ import annotations
 

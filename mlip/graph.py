@@ -171,7 +171,7 @@ class AtomGraph:
             raise DataError(f"this Data object lacks {missing}; make it with AtomGraph.to_pyg")
         values: dict[str, Any] = {name: data[name] for name in SCHEMA}
         num_nodes = values["atomic_numbers"].shape[0]
-        batch = data.batch if "batch" in data else torch.zeros(num_nodes, dtype=torch.int64)
+        batch: Any = data.batch if "batch" in data else torch.zeros(num_nodes, dtype=torch.int64)
         ptr = data.ptr if "ptr" in data else torch.tensor([0, num_nodes])
         return cls(**values, batch=batch, ptr=ptr)
 

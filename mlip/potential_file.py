@@ -81,7 +81,7 @@ def save_potential(
         "symmetry": potential.symmetry,
         "num_parameters": sum(p.numel() for p in potential.parameters()),
         **(metadata or {}),
-        "versions": _versions(),
+        "versions": package_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": _hash(tensors),
     }
@@ -167,7 +167,8 @@ def load_potential(
         if names != set(expected):
             raise PotentialFileError(
                 f"{path}: tensors do not match {spec.architecture}: missing "
-                f"{sorted(set(expected) - names)[:3]}, unexpected {sorted(names - set(expected))[:3]}"
+                f"{sorted(set(expected) - names)[:3]}, unexpected "
+                f"{sorted(names - set(expected))[:3]}"
             )
         tensors = {name: file.get_tensor(name) for name in sorted(names)}
     for name, tensor in tensors.items():
@@ -180,7 +181,7 @@ def load_potential(
             raise PotentialFileError(f"{path}: tensor {name} holds values that are not finite")
     if _hash(tensors) != document.get("sha256"):
         raise PotentialFileError(
-            f"{path}: the weights do not match their recorded hash; copy again"
+            f"{path}: the weights do not match their recorded hash: copy it again"
         )
     potential = potential.to(next(iter(tensors.values())).dtype if tensors else torch.float32)
     potential.load_state_dict(tensors, strict=False)
@@ -266,7 +267,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool) else str(value)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions that matter for reproducing a prediction."""
     out = {"python": platform.python_version()}
     for name in ("mlip-trainer", "torch", "numpy", "ase", "vesin"):
         try:

@@ -129,9 +129,8 @@ def _snapshot(atoms: ase.Atoms) -> ase.Atoms:
     from ase.calculators.singlepoint import SinglePointCalculator
 
     out = atoms.copy()
-    results = {
-        k: atoms.calc.results[k] for k in ("energy", "forces", "stress") if k in atoms.calc.results
-    }  # type: ignore[union-attr]
+    found = {} if atoms.calc is None else atoms.calc.results
+    results = {k: found[k] for k in ("energy", "forces", "stress") if k in found}
     out.calc = SinglePointCalculator(out, **results)
     return out
 

@@ -59,5 +59,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"{key:14}{value}")
     for name, value in sorted(document.get("metrics", {}).items()):
         if name.endswith("_mae"):
-            print(f"{name:32}{1e3 * value:10.3f} meV-based unit")
+            print(f"{name:32}{1e3 * value:10.3f} {_unit(name)}")
     return 0
+
+
+def _unit(name: str) -> str:
+    for word, unit in (("per_atom", "meV/atom"), ("forces", "meV/A"), ("stress", "meV/A^3")):
+        if word in name:
+            return unit
+    return "meV"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 EPILOG = """example:
-  mlip md potential.safetensors crystal.cif --ensemble nvt --temperature 300 --steps 1000 --output md.traj
+  mlip md potential.safetensors crystal.cif --ensemble nvt --temperature 300 --steps 1000
 """
 
 
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     second_half = result.rows[len(result.rows) // 2 :]
     temperature = np.mean([r["temperature_K"] for r in second_half])
     print(
-        f"{args.steps} steps of {args.timestep:g} fs, {len(atoms)} atoms, mean T {temperature:.0f} K (second half)"
+        f"{args.steps} steps of {args.timestep:g} fs, {len(atoms)} atoms, "
+        f"mean T {temperature:.0f} K (second half)"
     )
     if args.ensemble == "nve":
         print(f"energy drift {result.drift():+.4f} meV/atom/ps")

@@ -70,21 +70,16 @@ def run(args: argparse.Namespace) -> int:
     state = "converged" if result.converged else "NOT CONVERGED"
     largest = float((result.forces**2).sum(1).max() ** 0.5)
     print(
-        f"{state} after {result.n_steps} steps: energy {result.energy:.6f} eV, fmax {largest:.4f} eV/A"
+        f"{state} after {result.n_steps} steps: energy {result.energy:.6f} eV, "
+        f"fmax {largest:.4f} eV/A"
     )
     if final.pbc.all():
         before, after = start.cell.cellpar(), final.cell.cellpar()
-        print(
-            "a b c (A)      "
-            + " ".join(f"{x:9.4f}" for x in before[:3])
-            + "  ->"
-            + " ".join(f"{x:9.4f}" for x in after[:3])
-        )
-        print(
-            "angles (deg)   "
-            + " ".join(f"{x:9.3f}" for x in before[3:])
-            + "  ->"
-            + " ".join(f"{x:9.3f}" for x in after[3:])
-        )
+        for label, part, digits in (
+            ("a b c (A)", slice(0, 3), 4),
+            ("angles (deg)", slice(3, 6), 3),
+        ):
+            old, new = (" ".join(f"{x:9.{digits}f}" for x in c[part]) for c in (before, after))
+            print(f"{label:13}{old}  -> {new}")
     print(f"wrote {out}")
     return 0 if result.converged else 3

@@ -1,7 +1,7 @@
 """Batches by count or by budget, in an order that is a pure function of (seed, epoch).
 
-The number of loader workers changes nothing but speed. A loader knows its epoch and how many batches
-it has given, so a run can continue in the middle of an epoch.
+The number of loader workers changes nothing but speed. A loader knows its epoch and how many
+batches it has given, so a run can continue in the middle of an epoch.
 """
 
 from __future__ import annotations

@@ -27,5 +27,6 @@ class GraphDataset(Dataset):
     def get(self, idx: int) -> Data:
         """Build one graph."""
         data = collate_indices(self.store, self.rows[idx : idx + 1], self.cutoff).to_pyg()
-        del data.batch, data.ptr  # torch-geometric makes its own when it collates
+        for name in ("batch", "ptr"):  # torch-geometric makes its own when it collates
+            del data[name]
         return data

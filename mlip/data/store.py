@@ -5,8 +5,8 @@ store and its key know nothing of cutoff or model dtype: neighbours are found wh
 (cheaper than reading them, and augmentation stays possible).
 
 Layout of a store folder: one raw little-endian array per column, `manifest.json` with sizes and
-checksums. It is built under a temporary name and renamed when complete, so a half-built one is never
-read, and of two processes that build the same one the first to finish wins.
+checksums. It is built under a temporary name and renamed when complete, so a half-built one is
+never read, and of two processes that build the same one the first to finish wins.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def _tracked(file: Path, format: str, options: Mapping[str, Any]) -> Iterable[as
 
 
 def _key(files: Sequence[Path], format: str, options: Mapping[str, Any]) -> str:
-    """Name a store by the files' identity (path, size, time, head and tail) and how they are read."""
+    """Name a store by the files (path, size, time, head and tail) and how they are read."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(repr((VERSION, format, sorted(options.items(), key=str))).encode())
     for file in files:

@@ -29,13 +29,13 @@ def spherical_harmonics(max_degree: int, unit_vectors: Tensor) -> Tensor:
         (E, (L+1)²), degrees in order, each degree in the order m = −l..l.
     """
     x, y, z = unit_vectors.unbind(-1)
+    x2, y2, z2 = x * x, y * y, z * z
     out = [torch.ones_like(x)]
     if max_degree >= 1:
         s3 = 3.0**0.5
         out += [s3 * y, s3 * z, s3 * x]
     if max_degree >= 2:
         s5, s15 = 5.0**0.5, 15.0**0.5
-        x2, y2, z2 = x * x, y * y, z * z
         out += [
             s15 * x * y,
             s15 * y * z,

@@ -12,7 +12,7 @@ Source: Knuth et al., Comput. Phys. Commun. 190, 33 (2015), doi:10.1016/j.cpc.20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -185,15 +185,14 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(create_graph or differentiate):
             geometry, leaves, strain = self._geometry(graph, differentiate)
             output, interaction = self._interaction(geometry, len(graph.atomic_numbers))
-            if differentiate:
-                grads = _gradient(interaction, leaves, create_graph)
+            grads = _gradient(interaction, leaves, create_graph) if differentiate else None
         if not create_graph:
             interaction = interaction.detach()
 
         e0 = self.e0[graph.head[graph.batch], graph.atomic_numbers]
         node_energy = interaction.double() + e0
         energy = node_energy.new_zeros(graph.num_graphs).index_add(0, graph.batch, node_energy)
-        if differentiate:
+        if grads is not None:
             forces, virial = _assemble(graph, geometry, grads, has_positions=strain is not None)
         else:
             forces = torch.full_like(graph.positions, torch.nan)
@@ -321,7 +320,7 @@ def edge_vectors(graph: AtomGraph, positions: Tensor, cell: Tensor) -> Tensor:
     return positions[j] - positions[i] + images
 
 
-def check_species(atomic_numbers: Sequence[int], species: Sequence[int]) -> None:
+def check_species(atomic_numbers: Iterable[Any], species: Sequence[int]) -> None:
     """Refuse elements the potential has never seen.
 
     Raises:

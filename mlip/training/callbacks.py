@@ -36,7 +36,10 @@ class WarmEMA(WeightAveraging):
 
 
 class RunLimits(L.Callback):
-    """Stop at the time limit, keep the loader's epoch, and turn signals into a clean end."""
+    """Stop at the limits, keep the loader's epoch, and turn signals into a clean end.
+
+    Comes after weight averaging in the list of callbacks: its checkpoint has the step's average.
+    """
 
     def __init__(self, limits: Limits, loader: GraphLoader, last: Path) -> None:
         self.limits, self.loader, self.last = limits, loader, last
@@ -60,11 +63,13 @@ class RunLimits(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """End the run in an orderly way if the time is up or somebody asked."""
-        if self.limits.max_time and self.limits.elapsed() > self.limits.max_time:
+        limits = self.limits
+        out_of_time = limits.max_time and limits.elapsed() > limits.max_time
+        out_of_steps = limits.max_steps and trainer.global_step >= limits.max_steps
+        if out_of_time or out_of_steps:  # asked for here, so that a last validation runs
             trainer.should_stop = True
         if self.signal is not None:
             trainer.save_checkpoint(self.last)
-            trainer.should_stop = True
             raise Interrupted(self.signal)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -107,11 +112,20 @@ class EpochLog(L.Callback):
     )  # fmt: skip
     COLUMNS = ("epoch", "step", *METRICS, "lr", "time/epoch_s", "time/data_s", "data/atoms_per_s")
 
-    def __init__(self, path: Path, max_epochs: int | None, limits: Limits) -> None:
-        self.path, self.max_epochs, self.limits = path, max_epochs, limits
+    def __init__(self, path: Path, limits: Limits, steps_per_epoch: int) -> None:
+        self.path, self.max_epochs, self.limits = path, limits.max_epochs, limits
+        self.steps_per_epoch = steps_per_epoch
         self.best = float("inf")
         self._start = self._waiting = self._data = 0.0
         self._atoms = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Remember the best loss, so that a resumed run does not announce a worse one."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue."""
+        self.best = float(state_dict["best"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reset the clocks."""
@@ -147,7 +161,7 @@ class EpochLog(L.Callback):
         }
         new = not self.path.exists()
         with self.path.open("a", newline="") as handle:
-            writer = csv.DictWriter(handle, self.COLUMNS, restval="")
+            writer = csv.DictWriter(handle, list[str](self.COLUMNS), restval="")
             if new:
                 writer.writeheader()
             writer.writerow(row)
@@ -169,5 +183,11 @@ class EpochLog(L.Callback):
         return (
             f"Epoch {row['epoch']:>4}{total} | loss {row.get('train/loss', float('nan')):.4f} | "
             f"val {loss:.4f}{errors} | lr {row['lr']:.1e} | {seconds:.1f} s "
-            f"(data {self._data / seconds:.0%}){' | best' if best else ''}"
+            f"(data {self._data / seconds:.0%}) | ETA {self._eta(row['step'])}"
+            f"{' | best' if best else ''}"
         )
+
+    def _eta(self, step: int) -> str:
+        done = self.limits.progress(step, self.steps_per_epoch)
+        left = self.limits.elapsed() * (1.0 - done) / max(done, 1e-9)
+        return f"{left / 60:.0f}m" if left >= 120 else f"{left:.0f}s"

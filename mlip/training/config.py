@@ -8,6 +8,7 @@ an import path anywhere in it (`_target_`) is refused.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import mlip
 from mlip.errors import ConfigError
 
 Config = dict[str, Any]
-SWITCHES = ("model", "objective", "logger")  # a group whose `name` is the choice
+TEXT = ("name", "out_dir", "data.train", "data.val", "data.test", "data.cache_dir", "data.group")
 OPEN = (
     "data.e0",
     "data.train",
@@ -60,7 +61,9 @@ def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Con
             raise ConfigError(f"{text!r} is not of the form key=value")
         if key.startswith(("+", "~")):
             raise ConfigError(f"{text!r}: keys cannot be added or removed; drop the {key[0]!r}")
-        settings.append((key.strip(), _parse(value)))
+        key = key.strip()
+        plain = key in TEXT and value.strip()[:1] not in ("[", "{") and value != "null"
+        settings.append((key, value if plain else _parse(value)))
     choices = _choices()
     groups = {}
     for key, value in settings:
@@ -75,6 +78,16 @@ def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Con
     for key, value in settings:
         if key not in choices or isinstance(value, Mapping):
             _set(config, key, value)
+    return validate_config(config)
+
+
+def validate_config(config: Config) -> Config:
+    """Check a complete configuration and return it with durations in seconds.
+
+    Raises:
+        ConfigError: an import path, or a value of the wrong kind or out of range.
+    """
+    config.pop("experiment", None)
     _refuse_targets(config)
     _validate(config)
     return config
@@ -113,7 +126,6 @@ def _compose(groups: Mapping[str, str]) -> Config:
     if not isinstance(out, dict):
         raise ConfigError("conf/train.yaml is not a table")
     config: Config = {str(k): v for k, v in out.items()}
-    config.pop("experiment", None)
     return config
 
 
@@ -133,12 +145,16 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: expected `key: value` lines")
 
+    model = content.get("model")
+    if isinstance(model, Mapping) and "name" in model:  # a resolved config: start from its group
+        yield "model", model["name"]
+
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping) and prefix not in OPEN:
             for key, inner in value.items():
                 yield from walk(f"{prefix}.{key}" if prefix else str(key), inner)
         else:
-            yield prefix, _number(value)
+            yield prefix, value if prefix in TEXT else _number(value)
 
     yield from walk("", content)
 
@@ -208,6 +224,9 @@ def _refuse_targets(value: Any, path: str = "") -> None:
             if str(key).startswith("_") and str(key).endswith("_"):
                 raise ConfigError(f"{path}{key}: configurations hold names and numbers, not code")
             _refuse_targets(inner, f"{path}{key}.")
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_targets(inner, path)
 
 
 def _validate(config: Config) -> None:
@@ -218,7 +237,7 @@ def _validate(config: Config) -> None:
         section, _, name = key.partition(".")
         value = config[section][name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or value < 0 or (key in positive and value == 0):
+        if not number or not 0 <= value < math.inf or (key in positive and value == 0):
             raise ConfigError(f"{key}={value!r} must be a positive number")
     if config["ema"]["decay"] >= 1:
         raise ConfigError(f"ema.decay={config['ema']['decay']} must be below 1")
@@ -231,6 +250,16 @@ def _validate(config: Config) -> None:
             raise ConfigError(f"data.{key}={value!r} must be a positive whole number or null")
     trainer = config["trainer"]
     trainer["max_time"] = parse_duration(trainer["max_time"])
+    for key in ("max_epochs", "max_steps", "num_threads"):
+        value = trainer[key]
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ConfigError(f"trainer.{key}={value!r} must be a positive whole number or null")
+    if trainer["devices"] != 1:
+        raise ConfigError(
+            f"trainer.devices={trainer['devices']!r}: this version trains on one device; leave it 1"
+        )
     if trainer["max_epochs"] is None and trainer["max_steps"] is None and not trainer["max_time"]:
         raise ConfigError("give one of trainer.max_epochs, max_steps, max_time")
     if trainer["precision"] not in ("32-true", "64-true"):

@@ -93,8 +93,10 @@ class PotentialModule(L.LightningModule):
         batch = self.objective(batch)
         prediction = self.potential(batch)
         sums = self.loss.sums(prediction, batch)
-        self._add("train", sums, prediction, batch)
-        return self.loss.combine(sums)
+        loss = self.loss.combine(sums)
+        if bool(torch.isfinite(loss.detach())):  # a skipped step must not spoil the epoch's means
+            self._add("train", sums, prediction, batch)
+        return loss
 
     def validation_step(self, batch: AtomGraph, batch_idx: int) -> None:
         """Add one batch to the validation errors."""

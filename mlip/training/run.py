@@ -28,11 +28,11 @@ from mlip.evaluate import Evaluation, evaluate_batches
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential
-from mlip.potential_file import add_metadata, save_potential
+from mlip.potential_file import add_metadata, package_versions, save_potential
 from mlip.report.run_report import write_report
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mlip.training.config import Config, load_config, to_yaml
+from mlip.training.config import Config, load_config, to_yaml, validate_config
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, PotentialModule
 from mlip.training.objectives import make_objective
@@ -63,7 +63,10 @@ def train(
         ConfigError: an option is misspelt or out of range; nothing has been written.
         DataError: the data cannot be used; nothing has been written.
     """
-    config = dict(overrides) if isinstance(overrides, Mapping) else load_config(overrides, file)
+    if isinstance(overrides, Mapping):
+        config = validate_config(dict(overrides))
+    else:
+        config = load_config(overrides, file)
     if threads := config["trainer"]["num_threads"]:
         torch.set_num_threads(int(threads))
     weights = {label: config["loss"][f"{label}_weight"] for label in LABELS}
@@ -89,8 +92,8 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     for line in data.summary():
         log.info(line)
     log.info(
-        f"Model    {config['model']['name']}  {size:,} parameters, {config['trainer']['precision']}, "
-        f"{torch.get_num_threads()} threads; objective {name}"
+        f"Model    {config['model']['name']}  {size:,} parameters, "
+        f"{config['trainer']['precision']}, {torch.get_num_threads()} threads; objective {name}"
     )
     log.info(f"Run      {out_dir}")
     _record(config, data, out_dir)
@@ -121,12 +124,10 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     )
     folder = out_dir / "checkpoints"
     guard = RunLimits(limits, loader, folder / "last.ckpt")
-    callbacks: list[Callback] = [
-        guard,
-        EpochLog(out_dir / "metrics.csv", limits.max_epochs, limits),
-    ]
+    callbacks: list[Callback] = [EpochLog(out_dir / "metrics.csv", limits, steps_per_epoch)]
     if config["ema"]["decay"] > 0:
         callbacks.append(WarmEMA(config["ema"]["decay"]))
+    callbacks.append(guard)
     callbacks += _checkpoints(folder, has_val=val is not None)
     show_bar = sys.stderr.isatty()
     if show_bar:
@@ -136,7 +137,6 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         trainer = L.Trainer(
             max_epochs=options["max_epochs"] or -1,
-            max_steps=options["max_steps"] or -1,
             accelerator=_accelerator(options["accelerator"]),
             devices=options["devices"],
             precision=options["precision"],
@@ -305,7 +305,9 @@ def _logger(config: Config, out_dir: Path) -> Logger | bool:
         offline = not os.environ.get("WANDB_API_KEY")
         if offline:
             log.warning("logger=wandb: no WANDB_API_KEY, logging offline into %s", out_dir)
-        return WandbLogger(name=str(config["name"]), save_dir=out_dir, offline=offline)
+        return WandbLogger(
+            name=str(config["name"]), save_dir=out_dir, offline=offline, save_code=False
+        )
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -323,7 +325,8 @@ def _record(config: Config, data: PreparedData, out_dir: Path) -> None:
     (out_dir / "config.yaml").write_text(to_yaml(config))
     (out_dir / "splits.json").write_text(json.dumps(data.split_record()))
     (out_dir / "stats.json").write_text(json.dumps(data.stats.to_dict(), indent=1))
-    environment = {
+    environment: dict[str, Any] = {
+        "versions": package_versions(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -353,7 +356,8 @@ def _training_card(config: Config, data: PreparedData) -> dict[str, Any]:
 def _in_milli(metrics: Mapping[str, float]) -> str:
     units = {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/A", "stress": "meV/A^3"}
     return ", ".join(
-        f"{name} MAE {1e3 * metrics[f'{name}_mae']:.2f} RMSE {1e3 * metrics[f'{name}_rmse']:.2f} {unit}"
+        f"{name} MAE {1e3 * metrics[f'{name}_mae']:.2f} RMSE {1e3 * metrics[f'{name}_rmse']:.2f} "
+        f"{unit}"
         for name, unit in units.items()
         if f"{name}_mae" in metrics
     )

@@ -172,7 +172,7 @@ def test_zbl_repels_and_ends_before_bonds(bulk_atoms):
 
 
 def test_facet_small_has_the_published_parameter_count():
-    """270,383, counted from the published layout (all 34 couplings, 90 species, MLP on the grid)."""
+    """270,383 by the published layout: all 34 couplings, 90 species, an MLP on the grid."""
     m, up, hidden, basis, species = (128, 32, 16, 8), 32, 16, 8, 90
     paths = [
         (a, b, c) for a in range(4) for b in range(4) for c in range(4) if abs(a - b) <= c <= a + b

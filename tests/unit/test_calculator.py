@@ -1,0 +1,125 @@
+"""The calculator's contract with ASE and pymatgen."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.calculators.calculator import PropertyNotImplementedError
+from conftest import build
+
+from mlip.calculator import MLIPCalculator
+from mlip.dynamics import run_md
+from mlip.errors import ConfigError, DataError
+from mlip.relax import Relaxer
+
+
+def test_results_are_consistent_and_inputs_untouched(bulk_atoms):
+    seed, dtype = torch.initial_seed(), torch.get_default_dtype()
+    calc = MLIPCalculator(build("facet"))
+    before = bulk_atoms.copy()
+    bulk_atoms.calc = calc
+    energy = bulk_atoms.get_potential_energy()
+    assert energy == bulk_atoms.get_potential_energy(force_consistent=True)
+    assert calc.results["energies"].sum() == pytest.approx(energy, abs=1e-10)
+    assert bulk_atoms.get_stress().shape == (6,)
+    np.testing.assert_array_equal(before.positions, bulk_atoms.positions)
+    assert (seed, dtype) == (torch.initial_seed(), torch.get_default_dtype())
+    twin = copy.deepcopy(calc)
+    assert twin.get_potential_energy(bulk_atoms) == energy
+
+
+def test_a_change_of_charge_is_noticed(molecule_atoms):
+    molecule_atoms.calc = MLIPCalculator(build("facet-charge"))
+    molecule_atoms.info.update(charge=0, spin=1)
+    neutral = molecule_atoms.get_potential_energy()
+    molecule_atoms.info.update(charge=1, spin=2)
+    assert molecule_atoms.get_potential_energy() != neutral
+
+
+def test_ignored_and_assumed_states_are_said_once(molecule_atoms, caplog):
+    logging.getLogger("mlip").propagate = True
+    with caplog.at_level(logging.WARNING, logger="mlip"):
+        molecule_atoms.calc = MLIPCalculator(build("facet-charge"))
+        molecule_atoms.get_potential_energy()
+        molecule_atoms.rattle(0.01)
+        molecule_atoms.get_potential_energy()
+        assert len([r for r in caplog.records if "multiplicity 1 is assumed" in r.message]) == 1
+        molecule_atoms.info.update(charge=2)
+        molecule_atoms.calc = MLIPCalculator(build("facet"))
+        molecule_atoms.get_potential_energy()
+        assert any("ignored" in r.message for r in caplog.records)
+
+
+def test_stress_needs_a_crystal(molecule_atoms):
+    molecule_atoms.calc = MLIPCalculator(build("facet"))
+    with pytest.raises(PropertyNotImplementedError, match="crystals only"):
+        molecule_atoms.get_stress()
+
+
+def test_unknown_elements_and_options_are_refused(bulk_atoms):
+    calc = MLIPCalculator(build("facet"), stress_weight=0.01)
+    with pytest.raises(DataError, match="U"):
+        calc.get_potential_energy(ase.Atoms("U", [[0, 0, 0]]))
+    with pytest.raises(ConfigError, match="devise"):
+        MLIPCalculator(build("facet"), devise="cpu")
+
+
+def test_committee(bulk_atoms):
+    one, two = build("facet"), build("facet")
+    with torch.no_grad():
+        two.model.readout.weight *= 1.1
+    calc = MLIPCalculator([one, two])
+    bulk_atoms.calc = calc
+    energies = [MLIPCalculator(p).get_potential_energy(bulk_atoms) for p in (one, two)]
+    assert bulk_atoms.get_potential_energy() == pytest.approx(np.mean(energies))
+    assert calc.results["energy_std"] == pytest.approx(np.std(energies))
+    assert calc.results["forces_std"].max() > 0
+
+
+def test_relaxer_returns_what_it_was_given(bulk_atoms, molecule_atoms):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    potential = build("lennard_jones")
+    relaxer = Relaxer(potential, fmax=0.05, steps=300)
+    structure = AseAtomsAdaptor.get_structure(bulk_atoms)
+    molecule = AseAtomsAdaptor.get_molecule(molecule_atoms)
+    for given in (bulk_atoms, structure, molecule):
+        result = relaxer.relax(given)
+        assert type(result["final_structure"]) is type(given)
+        assert result.n_steps > 0
+        assert (
+            result.trajectory[-1].get_potential_energy()
+            <= result.trajectory[0].get_potential_energy()
+        )
+    assert relaxer.relax(structure).stress is not None
+    assert relaxer.relax(molecule).stress is None
+
+
+def test_pymatgen_relaxes_with_the_calculator(bulk_atoms):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    structure = AseAtomsAdaptor.get_structure(bulk_atoms)
+    relaxed = structure.relax(calculator=MLIPCalculator(build("lennard_jones")), steps=20)
+    assert relaxed.volume != pytest.approx(structure.volume)
+
+
+def test_energy_error_of_dynamics_falls_with_the_square_of_the_timestep():
+    """Velocity Verlet on a smooth conservative surface: halving dt quarters the fluctuation."""
+    from ase.build import bulk
+
+    atoms = bulk("C", "fcc", a=2.9, cubic=True) * (2, 2, 2)
+    calc = MLIPCalculator(build("lennard_jones"))
+    spread = []
+    for dt, steps in ((2.0, 150), (1.0, 300)):
+        result = run_md(
+            calc, atoms, ensemble="nve", temperature=300, timestep_fs=dt, steps=steps,
+            log_interval=int(2 / dt),
+        )  # fmt: skip
+        spread.append(np.std([r["etot_eV"] for r in result.rows]))
+    assert spread[1] > 1e-9, "no fluctuation to compare"
+    assert spread[0] / spread[1] == pytest.approx(4.0, abs=0.15)

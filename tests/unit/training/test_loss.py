@@ -1,0 +1,108 @@
+"""Loss and errors: missing labels, weights, independence of batching, rotation of labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import build
+
+from mlip.evaluate import ErrorSums, evaluate_batches
+from mlip.graph import AtomGraph, collate
+from mlip.training.loss import HuberLoss
+from mlip.training.module import Limits, cosine_factor
+from mlip.training.objectives import augmented, make_objective
+
+LOSS = HuberLoss(1.0, 2.0, 3.0, delta=0.5, force_scale=0.8)
+
+
+def graphs(n=6):
+    rng = np.random.default_rng(0)
+    out = []
+    for k in range(n):
+        atoms = bulk("C", "fcc", a=3.3 + 0.05 * k, cubic=True)
+        atoms.rattle(0.2, seed=k)
+        results = {"energy": -4000.0 + rng.normal(), "forces": rng.normal(size=(4, 3))}
+        if k % 2:
+            results["stress"] = rng.normal(size=6) * 0.1
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        out.append(AtomGraph.from_atoms(atoms, 4.5))
+    return out
+
+
+def test_half_labelled_batches_have_finite_gradients_equal_to_the_labelled_half():
+    potential = build("facet")
+    both = collate(graphs(2))
+    assert torch.isnan(both.stress[0]).all()
+    assert torch.isfinite(both.stress[1]).all()
+    potential.zero_grad()
+    LOSS(potential(both), both).backward()
+    gradient = potential.model.readout.weight.grad
+    assert torch.isfinite(gradient).all()
+    only_stress = HuberLoss(0.0, 0.0, 1.0, delta=0.5, force_scale=0.8)
+    one = graphs(2)[1]
+    torch.testing.assert_close(
+        only_stress(potential(both), both), only_stress(potential(one), one), rtol=1e-10, atol=0
+    )
+
+
+def test_huber_by_hand():
+    graph = graphs(1)[0]
+    prediction = build("facet")(graph)
+    prediction.energy = graph.energy + 4 * 0.8 * 0.3  # 0.3 in scaled units per atom: quadratic
+    prediction.forces = graph.forces.clone()
+    prediction.forces[0, 0] += 0.8 * 2.0  # 2.0: linear
+    expected = 1.0 * 0.5 * 0.3**2 + 2.0 * (0.5 * (2.0 - 0.25)) / 12
+    assert LOSS(prediction, graph).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_nan_prediction_is_not_taken_for_a_missing_label():
+    graph = graphs(1)[0]
+    prediction = build("facet")(graph)
+    prediction.forces = prediction.forces * torch.nan
+    assert torch.isnan(LOSS(prediction, graph))
+
+
+def test_weights_of_structures():
+    potential, both = build("facet"), collate(graphs(2))
+    both.weight[1] = 0.0
+    sums = LOSS.sums(potential(both), both)
+    alone = LOSS.sums(potential(graphs(1)[0]), graphs(1)[0])
+    torch.testing.assert_close(sums["energy"][0], alone["energy"][0], rtol=1e-9, atol=0)
+
+
+def test_errors_do_not_depend_on_the_batch_size():
+    potential = build("facet").freeze()
+    one = evaluate_batches(potential, graphs())
+    three = evaluate_batches(potential, [collate(graphs()[:4]), collate(graphs()[4:])])
+    assert one.counts == three.counts
+    assert one.counts["stress"] == 27
+    for name, value in one.metrics.items():
+        assert three.metrics[name] == pytest.approx(value, rel=1e-12), name
+    sums = ErrorSums()
+    assert sums.compute() == {}
+
+
+def test_augmentation_turns_labels_with_the_structure():
+    torch.manual_seed(0)
+    potential, graph = build("facet"), collate(graphs())
+    turned = augmented(graph)
+    assert not torch.allclose(turned.positions, graph.positions)
+    a, b = potential(graph), potential(turned)
+    torch.testing.assert_close(a.energy, b.energy, atol=1e-9, rtol=0)
+    for name in ("forces", "stress"):
+        error = (getattr(a, name) - getattr(graph, name)).square().nansum()
+        torch.testing.assert_close(
+            error, (getattr(b, name) - getattr(turned, name)).square().nansum(), rtol=1e-9, atol=0
+        )
+    assert make_objective("auto", "facet")[0] == "standard"
+
+
+def test_schedule():
+    assert cosine_factor(0.0, 0.1, 0.01) < 0.02
+    assert cosine_factor(0.1, 0.1, 0.01) == pytest.approx(1.0)
+    assert cosine_factor(1.0, 0.1, 0.01) == pytest.approx(0.01)
+    limits = Limits(max_epochs=10, max_steps=50, max_time=None)
+    assert limits.progress(25, 10) == pytest.approx(0.5), "the limit nearest to its end counts"
