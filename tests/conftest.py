@@ -143,7 +143,7 @@ VARIANTS: dict[str, Variant] = {
     "facet-L3": _facet(channels=(8, 6, 4, 4), num_layers=3),
     "facet-bspline": _facet(radial="bspline"),
     "facet-charge": _facet(charge_spin=True),
-    "facet-silu": _facet(grid_act="silu"),
+    "facet-silu-L3": _facet(grid_act="silu", channels=(8, 6, 4, 4), num_layers=3),
     "facet-zbl": _facet(priors=("zbl",)),
 }
 

@@ -41,13 +41,13 @@ def test_the_declared_symmetry_is_the_one_it_has(potential, atoms, q):
     e, f, _, v = numbers(potential, atoms)
     e2, f2, _, v2 = numbers(potential, turned(atoms, q))
     assert not np.allclose(f, f @ q.T, atol=1e-2), "forces do not turn: this tests nothing"
-    exact = potential.symmetry == "O(3)" or (potential.symmetry == "SO(3)" and q is ROTATION)
-    if exact:
-        assert e2 == pytest.approx(e, abs=ENERGY)
-        np.testing.assert_allclose(f2, f @ q.T, atol=FORCES)
-        np.testing.assert_allclose(v2, q @ v @ q.T, atol=10 * FORCES)
-    else:
-        assert abs(e2 - e) > ENERGY, "it has a symmetry that it does not declare"
+    if potential.symmetry == "none" or (potential.symmetry == "SO(3)" and q is not ROTATION):
+        assert np.isfinite(f2).all()  # measured by `mlip test`, promised by nobody
+        return
+    assert potential.symmetry in ("O(3)", "SO(3)")
+    assert e2 == pytest.approx(e, abs=ENERGY)
+    np.testing.assert_allclose(f2, f @ q.T, atol=FORCES)
+    np.testing.assert_allclose(v2, q @ v @ q.T, atol=10 * FORCES)
 
 
 def test_symmetry_survives_float32(invariant_potential, bulk_atoms):
@@ -207,16 +207,23 @@ def test_stress_is_for_crystals_only(potential, atoms):
     assert torch.isnan(out.stress).all() == (not atoms.pbc.all())
 
 
-def test_silu_grid_aliases_a_little_and_keeps_inversion():
-    """The published update: its rotation error is measured, its antipodal grid is exact."""
-    potential = build("facet-silu")
+def test_silu_grid_aliases_a_little_and_keeps_inversion(molecule_atoms):
+    """The published update: its rotation error is measured, its antipodal grid is exact.
+
+    The error grows with the curvature of SiLU over the range of the activations, so weights are
+    enlarged threefold here; as drawn they are so small that SiLU is nearly quadratic, and exact.
+    """
+    potential = build("facet-silu-L3")
     assert potential.symmetry == "none"
-    atoms = STRUCTURES["molecule"]()
-    e, f, *_ = numbers(potential, atoms)
-    e2, f2, *_ = numbers(potential, turned(atoms, ROTATION))
-    assert 1e-10 < abs(e2 - e) / len(atoms) < 0.01
+    with torch.no_grad():
+        for name, weight in potential.model.named_parameters():
+            if "inner" in name or "outer" in name:
+                weight *= 3.0
+    e, f, *_ = numbers(potential, molecule_atoms)
+    e2, f2, *_ = numbers(potential, turned(molecule_atoms, ROTATION))
+    assert 1e-7 < abs(e2 - e) < 1e-2
     rms = np.sqrt(np.mean(f**2))
-    assert 1e-8 < np.sqrt(np.mean((f2 - f @ ROTATION.T) ** 2)) / rms < 0.03
-    e3, f3, *_ = numbers(potential, turned(atoms, -np.eye(3)))
+    assert 1e-6 < np.sqrt(np.mean((f2 - f @ ROTATION.T) ** 2)) / rms < 0.03
+    e3, f3, *_ = numbers(potential, turned(molecule_atoms, -np.eye(3)))
     assert e3 == pytest.approx(e, abs=ENERGY)
     np.testing.assert_allclose(f3, -f, atol=FORCES)
