@@ -14,7 +14,6 @@ from ase import units
 from ase.io.trajectory import Trajectory
 from ase.md.bussi import Bussi
 from ase.md.nptberendsen import NPTBerendsen
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
 
 from mlip.calculator import MLIPCalculator
@@ -85,12 +84,7 @@ def run_md(
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
     if not atoms.has("momenta") or not np.abs(atoms.get_momenta()).max() > 0:
-        MaxwellBoltzmannDistribution(
-            atoms,
-            temperature_K=temperature,
-            rng=np.random.RandomState(seed),
-        )
-        Stationary(atoms)
+        _thermalize(atoms, temperature, rng)
     dynamics = _integrator(
         ensemble, atoms, temperature, timestep_fs, pressure_gpa, relaxation_fs, rng
     )
@@ -142,6 +136,15 @@ def run_md(
             if handle:
                 handle.close()
     return MDResult(atoms, rows)
+
+
+def _thermalize(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:
+    """Draw Maxwell-Boltzmann momenta without net drift."""
+    width = np.sqrt(atoms.get_masses() * units.kB * temperature)[:, None]
+    momenta = width * rng.normal(size=(len(atoms), 3))
+    if len(atoms) > 1:
+        momenta -= atoms.get_masses()[:, None] * momenta.sum(0) / atoms.get_masses().sum()
+    atoms.set_momenta(momenta)
 
 
 def _integrator(

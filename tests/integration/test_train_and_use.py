@@ -48,7 +48,7 @@ def test_train_then_use(mlip, tmp_path):
                  "environment.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
                  "report/report.md", "report/learning_curves.png", "report/parity_val.png"):  # fmt: skip
         assert (out / name).stat().st_size > 0, name
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert [int(r["epoch"]) for r in rows] == [1, 2, 3]
     assert float(rows[-1]["val/loss"]) < float(rows[0]["val/loss"])
     splits = json.loads((out / "splits.json").read_text())
@@ -91,7 +91,7 @@ def test_train_then_use(mlip, tmp_path):
     )
     assert "Epoch    4/4" in more.stdout
     assert "Epoch    3/4" not in more.stdout
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert [int(r["epoch"]) for r in rows] == [1, 2, 3, 4]
     other = mlip("train", *SMALL, f"out_dir={out}", "resume=auto", "ema.decay=0", check=1)
     assert "weight averaging" in other.stderr
@@ -111,7 +111,7 @@ def test_a_step_limit_still_validates(mlip, tmp_path):
     mlip(
         "train", *SMALL, "trainer.max_epochs=null", "trainer.max_steps=4", f"out_dir={out}", check=0
     )
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert int(rows[-1]["step"]) == 4
     assert rows[-1]["val/loss"]
 
