@@ -210,7 +210,7 @@ def test_close_contacts_are_finite(potential, distance):
 def test_a_prior_adds_its_energy_and_nothing_else(bulk_atoms):
     both, prior = build("facet-zbl"), build("facet-zbl").priors[0]
     model_only = Potential(both.model, E0).double()
-    zero = {z: 0.0 for z in SPECIES}
+    zero = dict.fromkeys(SPECIES, 0.0)
     prior_only = Potential(prior, zero).double()
     for scale in (1.0, 0.6):
         bulk_atoms.set_cell(scale * bulk_atoms.cell.array, scale_atoms=True)

@@ -13,7 +13,6 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from conftest import build
 
 from mlip.calculator import MLIPCalculator
-from mlip.dynamics import run_md
 from mlip.errors import ConfigError, DataError
 from mlip.relax import Relaxer
 
@@ -106,20 +105,3 @@ def test_pymatgen_relaxes_with_the_calculator(bulk_atoms):
     structure = AseAtomsAdaptor.get_structure(bulk_atoms)
     relaxed = structure.relax(calculator=MLIPCalculator(build("lennard_jones")), steps=20)
     assert relaxed.volume != pytest.approx(structure.volume)
-
-
-def test_energy_error_of_dynamics_falls_with_the_square_of_the_timestep():
-    """Velocity Verlet on a smooth conservative surface: halving dt quarters the fluctuation."""
-    from ase.build import bulk
-
-    atoms = bulk("C", "fcc", a=2.9, cubic=True) * (2, 2, 2)
-    calc = MLIPCalculator(build("lennard_jones"))
-    spread = []
-    for dt, steps in ((2.0, 150), (1.0, 300)):
-        result = run_md(
-            calc, atoms, ensemble="nve", temperature=300, timestep_fs=dt, steps=steps,
-            log_interval=int(2 / dt),
-        )  # fmt: skip
-        spread.append(np.std([r["etot_eV"] for r in result.rows]))
-    assert spread[1] > 1e-9, "no fluctuation to compare"
-    assert spread[0] / spread[1] == pytest.approx(4.0, abs=0.15)
