@@ -103,7 +103,7 @@ def test_forces_and_virial_against_finite_differences(toy, structure):
     moved = [strained(atoms, a, b, step * STEP) for a, b in pairs for step in STENCIL]
     numeric = slope(predict(toy, *moved).energy.numpy())
     ours = np.array([out.virial[0, a, b] for a, b in pairs])
-    if structure != "slab" or float(toy.model.volume) == 0 or toy.model.use_pair:
+    if atoms.pbc.all() or toy.model.spring.item() > 0:  # a volume term needs a volume
         assert np.abs(ours).max() > 1e-2, "no virial: this structure tests nothing"
     np.testing.assert_allclose(ours, numeric, rtol=0, atol=RELATIVE * scale)
 

@@ -156,7 +156,7 @@ def test_explicit_tables_and_isolated_atoms():
     fit = fit_reference_energies(counts, species, energies, "auto", {1: -4.0})
     assert fit.table[1] == -4.0
     assert fit.table[8] == pytest.approx(-6, abs=0.1)
-    with pytest.raises(ConfigError, match="data.e0"):
+    with pytest.raises(ConfigError, match=r"data\.e0"):
         fit_reference_energies(counts, species, energies, "no-such-file")
 
 
@@ -224,7 +224,7 @@ def test_an_element_only_validation_has_is_named(tmp_path, file):
         atoms.numbers[0] = 92
     write(tmp_path / "v.extxyz", other, format="extxyz")
     options = {**OPTIONS, "train": str(file), "val": str(tmp_path / "v.extxyz")}
-    with pytest.raises(DataError, match="val .* has U"):
+    with pytest.raises(DataError, match=r"val .* has U"):
         prepare_data(options, cutoff=4.0, seed=0)
 
 
