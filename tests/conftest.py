@@ -220,3 +220,22 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("MLIP_REAL_DATA is not set to a folder of real data sets")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark, in the reports that reach the summary, which tests read real data."""
+    for item in items:
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.user_properties.append(("real_data", True))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests read real data: a skip must not look like a pass."""
+    counts = {
+        outcome: sum(("real_data", True) in r.user_properties for r in reports)
+        for outcome in ("passed", "failed", "skipped")
+        for reports in [[r for r in terminalreporter.stats.get(outcome, []) if hasattr(r, "when")]]
+    }
+    terminalreporter.write_line(
+        "real-data tests: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    )
