@@ -57,6 +57,8 @@ class GraphLoader:
         self.seed, self.shuffle, self.num_workers = seed, shuffle, num_workers
         self.epoch = 0
         self.done = 0  # batches of this epoch already given
+        self._skip = 0  # batches to leave out of the next pass, after `load_state_dict`
+        self._begun = False  # whether this epoch's pass has begun
         self._atoms = store.num_atoms[indices]
         self._edges = self._count_edges() if budget.max_edges else None
         self._check()
@@ -94,8 +96,10 @@ class GraphLoader:
         return len(self.plan(self.epoch))
 
     def __iter__(self) -> Iterator[AtomGraph]:
-        if self.done >= len(self.plan(self.epoch)):  # the last pass ended without asking for more
-            self.epoch, self.done = self.epoch + 1, 0
+        if self._begun or self._skip >= len(self.plan(self.epoch)):
+            self.start_epoch(self.epoch + 1)
+        self._begun = True
+        self.done, self._skip = self._skip, 0
         batches = self.plan(self.epoch)[self.done :]
         data = _Batches(self.store, [self.indices[b] for b in batches], self.cutoff)
         loader = DataLoader(
@@ -113,8 +117,13 @@ class GraphLoader:
         return {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`."""
-        self.epoch, self.done = int(state["epoch"]), int(state["done"])
+        """Continue from `state`: the next pass leaves out what was already given."""
+        self.start_epoch(int(state["epoch"]))
+        self._skip = self.done = int(state["done"])
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make the next pass that of `epoch`, from its beginning."""
+        self.epoch, self.done, self._skip, self._begun = epoch, 0, 0, False
 
     def _count_edges(self) -> np.ndarray:
         out = np.zeros(len(self.indices), dtype=np.int64)

@@ -13,7 +13,6 @@ from mlip.data.store import Store
 from mlip.errors import DataError
 
 LABELS = ("energy", "forces", "stress", "magmoms")
-MIN_DISTANCE = 0.3  # Å
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mlip.data.stats import DatasetStats, compute_stats
 from mlip.data.store import Store, open_store
 from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph
+from mlip.neighbors import neighbor_list
 
 PARTS = ("train", "val", "test")
 READER_OPTIONS = ("energy", "energy_unit", "force_unit", "stress_unit", "stress_sign", "group")
@@ -122,7 +123,7 @@ def prepare_data(
         raise ConfigError("data.train is missing: mlip train data.train=FILE")
     store = _open(options, "train")
     everything = np.arange(len(store))
-    isolated = _isolated_atoms(store)
+    isolated = _isolated_atoms(store, cutoff)
     usable = np.setdiff1d(everything, isolated)
     if len(usable) == 0:
         raise DataError(f"{store.sources[0]} has isolated atoms only: nothing to learn")
@@ -143,7 +144,10 @@ def prepare_data(
     for part in ("val", "test"):
         if options.get(part):
             other = _open(options, part)
-            parts[part] = (other, np.setdiff1d(np.arange(len(other)), _isolated_atoms(other)))
+            parts[part] = (
+                other,
+                np.setdiff1d(np.arange(len(other)), _isolated_atoms(other, cutoff)),
+            )
     _refuse_new_elements(parts)
     found = coverage(parts)
     require_labels(found, required_labels, parts)
@@ -173,9 +177,15 @@ def _open(options: Mapping[str, Any], part: str) -> Store:
     )
 
 
-def _isolated_atoms(store: Store) -> np.ndarray:
-    """One atom without periodic images: it has no forces to learn, only its energy."""
-    return np.flatnonzero((store.num_atoms == 1) & ~store.column("pbc").any(axis=1))
+def _isolated_atoms(store: Store, cutoff: float) -> np.ndarray:
+    """One atom without neighbours, in a box or not: nothing to learn but its energy."""
+    out = []
+    for i in np.flatnonzero(store.num_atoms == 1):
+        s = store.arrays(int(i))
+        edges, _ = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], cutoff)
+        if edges.shape[1] == 0:
+            out.append(int(i))
+    return np.array(out, dtype=np.int64)
 
 
 def _refuse_new_elements(parts: dict[str, tuple[Store, np.ndarray]]) -> None:

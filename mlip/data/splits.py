@@ -58,24 +58,34 @@ def make_splits(
     order = np.random.default_rng(seed).permutation(len(names))
     sizes = np.bincount(member, minlength=len(names))
     part = np.zeros(len(names), dtype=np.int8)  # 0 train, 1 val, 2 test
-    cursor = 0
     for label, fraction in ((1, val_fraction), (2, test_fraction)):
-        filled = 0
-        target = max(round(fraction * n), 1) if fraction > 0 else 0
-        # a group that would overshoot by more than half of itself is left to training
-        while filled < target and cursor < len(order) - 1:
-            group = order[cursor]
-            cursor += 1
-            if filled and filled + sizes[group] / 2 > target:
-                continue
-            part[group] = label
-            filled += sizes[group]
+        if fraction > 0:
+            _fill(part, label, max(round(fraction * n), 1), order, sizes)
     _keep_elements_in_train(part, member, elements, order, notes)
+    for label, fraction, name in ((1, val_fraction, "val"), (2, test_fraction, "test")):
+        if fraction > 0 and not (part == label).any():
+            notes.append(f"nothing is left for {name}: give data.{name}=FILE to measure errors")
     of_structure = part[member]
     train, val, test = (np.flatnonzero(of_structure == label) for label in range(3))
     if len(train) == 0:
         raise DataError(f"{n} structures are too few for a split; give data.val=FILE")
     return Splits(train, val, test, seed, notes)
+
+
+def _fill(part: np.ndarray, label: int, target: int, order: np.ndarray, sizes: np.ndarray) -> None:
+    """Give `label` to groups in `order` until about `target` structures have it.
+
+    A group that would overshoot by more than half of itself is left to training, so one giant
+    group never becomes the validation set.
+    """
+    free = [g for g in order if part[g] == 0]
+    filled = 0
+    for group in free[:-1]:
+        if filled < target and filled + sizes[group] / 2 <= target:
+            part[group] = label
+            filled += sizes[group]
+    if not filled and len(free) > 1:
+        part[min(free, key=lambda g: sizes[g])] = label
 
 
 def _keep_elements_in_train(

@@ -29,6 +29,7 @@ import numpy as np
 from mlip.data.readers import expand_paths, read_structures
 from mlip.errors import DataError
 from mlip.graph import structure_arrays
+from mlip.neighbors import neighbor_list
 
 log = logging.getLogger("mlip")
 VERSION: Final = 1  # of this layout and of the readers' meaning; raise it when either changes
@@ -63,6 +64,8 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "group": Column("graph", (), "<u8"),  # hash of the split key; equal = never separated
 }
 INTERNAL = ("num_atoms", "group")
+VERIFY_UP_TO: Final = 256 * 1024**2  # bytes that are checked against their checksum at every start
+MIN_DISTANCE: Final = 0.3  # Å; closer atoms are a mistake in the file
 
 
 class Store:
@@ -181,11 +184,12 @@ def open_store(
 def _build(folder: Path, files: Sequence[Path], format: str, options: Mapping[str, Any]) -> None:
     """Stream every frame into the columns of `folder`; memory stays flat."""
     count = {"graph": 0, "atom": 0}
-    digests = {name: hashlib.blake2b(digest_size=16) for name in COLUMNS}
+    digests = {name: _digest() for name in COLUMNS}
     with ExitStack() as stack:
         out = {n: stack.enter_context((folder / f"{n}.bin").open("wb")) for n in COLUMNS}
         for source, file in enumerate(files):
             for frame, atoms in enumerate(_tracked(file, format, options)):
+                _refuse_overlaps(atoms, file, frame)
                 for name, array in _row(atoms, source, frame).items():
                     data = np.ascontiguousarray(array, dtype=COLUMNS[name].dtype).tobytes()
                     digests[name].update(data)
@@ -209,6 +213,21 @@ def _build(folder: Path, files: Sequence[Path], format: str, options: Mapping[st
         json.dump(manifest, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
+
+
+def _refuse_overlaps(atoms: ase.Atoms, file: Path, frame: int) -> None:
+    x = atoms.positions
+    try:
+        (j, i), shift = neighbor_list(x, atoms.cell.array, atoms.pbc, 1.0)
+    except DataError as error:
+        raise DataError(f"{file}, frame {frame}: {error}") from error
+    distance = np.linalg.norm(x[j] + shift @ atoms.cell.array - x[i], axis=1)
+    if len(distance) and distance.min() < MIN_DISTANCE:
+        e = int(distance.argmin())
+        raise DataError(
+            f"{file}, frame {frame}: atoms {j[e]} and {i[e]} are {distance[e]:.3f} A apart, closer "
+            f"than {MIN_DISTANCE} A; remove the frame or mend it"
+        )
 
 
 def _row(atoms: ase.Atoms, source: int, frame: int) -> dict[str, np.ndarray]:
@@ -266,16 +285,24 @@ def _key(files: Sequence[Path], format: str, options: Mapping[str, Any]) -> str:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a store is there with every column at its recorded size."""
+    """Whether a store is there, every column with its recorded size and (if small) checksum."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         sizes = {name: (folder / f"{name}.bin").stat().st_size for name in COLUMNS}
     except (OSError, ValueError):
         return False
     good = manifest.get("version") == VERSION and manifest.get("sizes") == sizes
+    if good and sum(sizes.values()) <= VERIFY_UP_TO:
+        good = manifest["blake2b"] == {
+            name: _digest((folder / f"{name}.bin").read_bytes()).hexdigest() for name in COLUMNS
+        }
     if not good:
         log.warning("store %s is damaged or from another version: it is built again", folder)
     return good
+
+
+def _digest(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
 
 
 def _writable(root: Path) -> Path:

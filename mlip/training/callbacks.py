@@ -57,7 +57,7 @@ class RunLimits(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the loader which epoch's order to use."""
-        self.loader.epoch, self.loader.done = trainer.current_epoch, 0
+        self.loader.start_epoch(trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any

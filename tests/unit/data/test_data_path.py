@@ -106,6 +106,48 @@ def test_splits_are_disjoint_grouped_and_complete(seed):
     np.testing.assert_array_equal(again.val, s.val)
 
 
+def test_a_giant_group_is_trained_on():
+    groups = np.repeat([0, 1, 2, 3], [900, 40, 30, 30])
+    for seed in range(6):
+        s = make_splits(
+            groups, [frozenset([1])] * 1000, val_fraction=0.1, test_fraction=0.0, seed=seed
+        )
+        assert 30 <= len(s.val) <= 150
+        assert len(s.train) >= 850
+
+
+def test_an_empty_validation_set_is_said():
+    elements = [frozenset([1]), frozenset([1]), frozenset([2]), frozenset([3])]
+    s = make_splits(np.array([0, 0, 1, 2]), elements, val_fraction=0.3, test_fraction=0.0, seed=0)
+    assert len(s.val) == 0
+    assert any("nothing is left for val" in note for note in s.notes)
+
+
+def test_a_flipped_byte_is_noticed(file):
+    store = open_store(file)
+    path = store.folder / "energy.bin"
+    content = bytearray(path.read_bytes())
+    content[5] ^= 0xFF
+    path.write_bytes(bytes(content))
+    np.testing.assert_allclose(open_store(file).column("energy"), [
+        a.calc.results["energy"] for a in frames()
+    ])  # fmt: skip
+
+
+def test_overlapping_atoms_are_named(tmp_path):
+    bad = frames(3)
+    bad[2].positions[1] = bad[2].positions[0] + [0.1, 0, 0]
+    write(tmp_path / "o.extxyz", bad, format="extxyz")
+    with pytest.raises(DataError, match=r"frame 2: atoms . and . are 0\.100 A apart"):
+        open_store(tmp_path / "o.extxyz")
+
+
+def test_an_abandoned_pass_costs_the_next_one_nothing(file):
+    loader = GraphLoader(open_store(file), np.arange(20), 4.0, Budget(4))
+    next(iter(loader))
+    assert sum(b.num_graphs for b in loader) == 20
+
+
 def test_exact_duplicates_never_leak(tmp_path):
     same = frames(10)
     for atoms in same:
