@@ -1,7 +1,9 @@
 """Neighbour lists: the only place where periodic images are found.
 
-One function, one backend (`vesin`), one convention. The brute-force oracle that checks it lives
-with the tests.
+One function, one convention. `vesin` finds the neighbours; where atoms are so sparse that its grid
+of cells is mostly vacuum a k-d tree does, because vesin 0.6 then takes minutes (one atom that left
+a wire) or ends the process by a division by zero (one that left a slab by micrometres). The
+brute-force oracle that checks both lives with the tests.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
+from scipy.spatial import cKDTree
 from vesin import NeighborList
 
 from mlip.errors import DataError
@@ -46,16 +49,19 @@ def neighbor_list(
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int32)
     box = complete_cell(cell, pbc)
     # One list per call: it is cheap, holds no state, and vesin's objects cannot be pickled.
-    i, j, shift, distance = NeighborList(cutoff=cutoff, full_list=True, sorted=True).compute(
-        points=positions, box=box, periodic=pbc, quantities="ijSd"
-    )
+    if _sparse(positions, box, pbc, cutoff):
+        i, j, shift, distance = _tree_list(positions, box, pbc, cutoff)
+    else:
+        i, j, shift, distance = NeighborList(cutoff=cutoff, full_list=True, sorted=True).compute(
+            points=positions, box=box, periodic=pbc, quantities="ijSd"
+        )
     if len(distance) and distance.min() == 0.0:
         e = int(distance.argmin())
         raise DataError(
             f"atoms {int(i[e])} and {int(j[e])} are at the same point; "
             "remove the duplicate (ase.geometry.get_duplicate_atoms finds them)"
         )
-    edge_index = np.stack([j.view(np.int64), i.view(np.int64)])
+    edge_index = np.stack([j.astype(np.int64, copy=False), i.astype(np.int64, copy=False)])
     return edge_index, np.ascontiguousarray(shift, dtype=np.int32)
 
 
@@ -88,3 +94,55 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
             )
     cell[~pbc] = null_space(periodic).T if pbc.any() else np.eye(3)
     return cell
+
+
+MAX_CELLS = 1e5  # vesin's own limit: beyond it every axis gets fewer cells, a thin one none
+
+
+def _sparse(
+    positions: NDArray[np.float64],
+    box: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+) -> bool:
+    """Whether a grid of cells one cutoff wide would be mostly empty, or too thin for vesin."""
+    inverse = np.linalg.inv(box)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    extents = np.where(pbc, heights, np.ptp(positions @ inverse, axis=0) * heights)
+    cells = np.maximum(1.0, extents // cutoff)
+    total = float(cells.prod())
+    too_thin = total > MAX_CELLS and cells.min() * (MAX_CELLS / total) ** (1 / 3) < 1.0
+    return too_thin or total > 1000.0 + 10.0 * len(positions)
+
+
+def _tree_list(
+    positions: NDArray[np.float64],
+    box: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Find centres i, neighbours j, shifts and distances with a k-d tree over explicit images."""
+    inverse = np.linalg.inv(box)
+    fractional = positions @ inverse
+    wrap = np.floor(fractional) * pbc
+    fractional -= wrap
+    margin = cutoff * np.linalg.norm(inverse, axis=0)  # the cutoff in fractions of each axis
+    image, atom = np.zeros((len(positions), 3)), np.arange(len(positions))
+    for axis in np.flatnonzero(pbc):  # keep the images within the cutoff of the cell's faces
+        reach = np.arange(-np.ceil(margin[axis]), np.ceil(margin[axis]) + 1)
+        shifted = fractional[atom, axis] + image[:, axis] + reach[:, None]
+        n, kept = np.nonzero((shifted > -margin[axis]) & (shifted < 1.0 + margin[axis]))
+        image, atom = image[kept], atom[kept]
+        image[:, axis] = reach[n]
+    home = positions - wrap @ box
+    pairs = cKDTree(home).sparse_distance_matrix(
+        cKDTree(home[atom] + image @ box), cutoff, output_type="ndarray"
+    )
+    i, k = pairs["i"], pairs["j"]
+    itself = (atom[k] == i) & ~image[k].any(axis=1)
+    chosen = np.flatnonzero(~itself & (pairs["v"] < cutoff))
+    chosen = chosen[np.argsort(i[chosen], kind="stable")]
+    i, k = i[chosen], k[chosen]
+    j = atom[k]
+    shift = (image[k] - wrap[j] + wrap[i]).astype(np.int64)
+    return i, j, shift, pairs["v"][chosen]
