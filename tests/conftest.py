@@ -126,7 +126,7 @@ class Variant:
 
 # Small sizes keep the suite fast. An architecture that is not named here runs with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
-    "facet": {"channels": (8, 6, 4), "num_layers": 2},
+    "facet": {"channels": (8, 6, 4), "num_layers": 2, "num_basis": 6},
     "lennard_jones": {"epsilon": 0.6, "sigma": 1.0},
 }
 
@@ -140,10 +140,10 @@ VARIANTS: dict[str, Variant] = {
         name: Variant(name, SMALL.get(name, {}))
         for name in [*ARCHITECTURES, *entry_points(group=ENTRY_POINTS).names]
     },
-    "facet-L3": _facet(channels=(8, 6, 4, 4), num_layers=3),
+    "facet-L3": _facet(channels=(6, 5, 4, 3), num_layers=2),
     "facet-bspline": _facet(radial="bspline"),
     "facet-charge": _facet(charge_spin=True),
-    "facet-silu-L3": _facet(grid_act="silu", channels=(8, 6, 4, 4), num_layers=3),
+    "facet-silu-L3": _facet(grid_act="silu", channels=(6, 5, 4, 4), grid_channels=4),
     "facet-zbl": _facet(priors=("zbl",)),
 }
 
