@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import null_space
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from vesin import NeighborList
 
 from mlip.errors import DataError
@@ -135,8 +135,8 @@ def _tree_list(
         image, atom = image[kept], atom[kept]
         image[:, axis] = reach[n]
     home = positions - wrap @ box
-    pairs = cKDTree(home).sparse_distance_matrix(
-        cKDTree(home[atom] + image @ box), cutoff, output_type="ndarray"
+    pairs = KDTree(home).sparse_distance_matrix(
+        KDTree(home[atom] + image @ box), cutoff, output_type="ndarray"
     )
     i, k = pairs["i"], pairs["j"]
     itself = (atom[k] == i) & ~image[k].any(axis=1)
