@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +15,7 @@ import torch
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlip.errors import ConfigError
+from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph, add_edges, structure_arrays
 from mlip.models.potential import Potential, check_species
 from mlip.potential_file import load_potential, resolve_device, resolve_dtype
@@ -65,6 +67,8 @@ class MLIPCalculator(Calculator):
                 f"MLIPCalculator has no option {', '.join(map(repr, unknown))}; it has potential, "
                 "device and dtype"
             )
+        if potential is not None and checkpoint is not None:
+            raise ConfigError("potential and checkpoint are two names of one option; give one")
         given = potential if potential is not None else checkpoint
         if given is None:
             raise ConfigError("MLIPCalculator needs a potential file")
@@ -91,7 +95,13 @@ class MLIPCalculator(Calculator):
         """The (first) potential."""
         return self.potentials[0]
 
+    @property
+    def conservative(self) -> bool:
+        """Whether the forces of every member are minus the gradient of its energy."""
+        return all(p.conservative for p in self.potentials)
+
     def _own(self, potential: Potential, dtype: str | torch.dtype | None) -> Potential:
+        potential = copy.deepcopy(potential)  # the caller's keeps its dtype and its gradients
         return potential.to(self.device, resolve_dtype(dtype) or potential.dtype).freeze()
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
@@ -152,14 +162,15 @@ class MLIPCalculator(Calculator):
 
     def _spin(self, charge: int, spin: int, atoms: ase.Atoms) -> int:
         """Return the multiplicity to use; say once what was assumed or ignored."""
-        if not self.potential.uses_charge_spin:
+        aware = next((p for p in self.potentials if p.uses_charge_spin), None)
+        if aware is None:
             if charge != 0 or spin > 1:
                 self._tell(
                     f"charge {charge} and spin {spin} are ignored: this potential was trained "
                     "without them"
                 )
             return spin
-        training = self.potential.metadata.get("training", {})
+        training = aware.metadata.get("training", {})
         for name, value in (("charge", charge), ("spin", spin)):
             limits = training.get(f"{name}_range")
             if limits and not limits[0] <= value <= limits[1] and (name, value) != ("spin", 0):
@@ -179,4 +190,27 @@ def _charge_spin(atoms: ase.Atoms) -> tuple[int, int]:
     """Total charge and multiplicity: from `info`, else pymatgen's attributes; 0 = unknown spin."""
     charge = atoms.info.get("charge", getattr(atoms, "charge", None))
     spin = atoms.info.get("spin", getattr(atoms, "spin_multiplicity", None))
-    return round(float(charge or 0)), round(float(spin or 0))
+    state = _whole("charge", charge), _whole("spin", spin)
+    if state[1] < 0:
+        raise DataError(f"spin={spin!r} must be the multiplicity 2S+1: 1, 2, ... (0 = unknown)")
+    return state
+
+
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number; nothing is rounded, half a charge is a mistake."""
+    try:
+        number = 0.0 if value is None else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise DataError(f"{name}={value!r} must be a whole number; correct atoms.info[{name!r}]")
+    return int(number)
+
+
+def carry_state(source: ase.Atoms, target: ase.Atoms) -> ase.Atoms:
+    """Write charge and spin of `source` into `target.info`: `Atoms.copy` loses attributes."""
+    for name, attribute in (("charge", "charge"), ("spin", "spin_multiplicity")):
+        value = getattr(source, attribute, None)
+        if name not in target.info and value is not None:
+            target.info[name] = value
+    return target

@@ -13,10 +13,10 @@ import numpy as np
 from ase import units
 from ase.io.trajectory import Trajectory
 from ase.md.bussi import Bussi
-from ase.md.nptberendsen import NPTBerendsen
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from mlip.calculator import MLIPCalculator
+from mlip.calculator import MLIPCalculator, carry_state
 from mlip.errors import ConfigError, DataError
 
 ENSEMBLES = ("nve", "nvt", "npt")
@@ -58,29 +58,35 @@ def run_md(
     Args:
         calculator: the potential.
         atoms: start; its momenta are kept if it has any, else drawn at `temperature`.
-        ensemble: nve (velocity Verlet), nvt (Bussi) or npt (Berendsen; for equilibration).
+        ensemble: nve (velocity Verlet), nvt (Bussi) or npt (Martyna-Tobias-Klein, which samples the
+            isothermal-isobaric ensemble; the cell keeps its shape).
         temperature: K.
         timestep_fs: fs.
         steps: how many.
         output: trajectory file (.traj); a log `.csv` is written beside it.
         pressure_gpa: for npt, GPa.
         relaxation_fs: time constant of thermostat and barostat (ten times as long), fs.
-        log_interval: steps between log rows and frames.
+        log_interval: steps between log rows and frames; the last step is always written.
         seed: of momenta and thermostat.
         progress: called with the step number at every log row.
         allow_nonconservative: run with forces that are not a gradient.
 
     Raises:
-        ConfigError: an option is out of range.
+        ConfigError: an option is out of range, or the ensemble does not fit the structure.
         DataError: the run exploded; what was written is kept.
     """
     if ensemble not in ENSEMBLES:
         raise ConfigError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLES)}")
-    if temperature < 0 or timestep_fs <= 0 or steps < 1:
-        raise ConfigError("temperature must be >= 0 K, timestep above 0 fs and steps at least 1")
-    if not calculator.potential.conservative and not allow_nonconservative:
+    if not (temperature >= 0 and timestep_fs > 0 and steps >= 1 and log_interval >= 1):
+        raise ConfigError(
+            f"temperature={temperature} must be at least 0 K, timestep={timestep_fs} above 0 fs, "
+            f"steps={steps} and log_interval={log_interval} at least 1"
+        )
+    if ensemble != "nve" and temperature == 0:
+        raise ConfigError(f"{ensemble} needs a temperature above 0 K; mlip relax goes to 0 K")
+    if not calculator.conservative and not allow_nonconservative:
         raise ConfigError("forces of this potential are not a gradient: dynamics would heat up")
-    atoms = atoms.copy()
+    atoms = carry_state(atoms, atoms.copy())
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
     if not atoms.has("momenta") or not np.abs(atoms.get_momenta()).max() > 0:
@@ -110,9 +116,9 @@ def run_md(
             stress = atoms.get_stress(include_ideal_gas=True)
             row["pressure_GPa"] = float(-stress[:3].mean() / units.GPa)
         rows.append(row)
-        if trajectory:
+        if trajectory is not None:  # a writer without frames is false
             trajectory.write()
-        if table:
+        if table is not None:
             if writer is None:
                 writer = csv.DictWriter(table, list(row))
                 writer.writeheader()
@@ -131,9 +137,11 @@ def run_md(
     dynamics.attach(record, interval=log_interval)
     try:
         dynamics.run(steps)
+        if rows[-1]["step"] != dynamics.nsteps:
+            record()
     finally:
         for handle in (trajectory, table):
-            if handle:
+            if handle is not None:
                 handle.close()
     return MDResult(atoms, rows)
 
@@ -163,12 +171,13 @@ def _integrator(
         return Bussi(atoms, dt, temperature_K=temperature, taut=relaxation_fs * units.fs, rng=rng)
     if not atoms.pbc.all():
         raise ConfigError(f"npt needs a 3-D cell, and this structure has pbc={atoms.pbc.tolist()}")
-    return NPTBerendsen(
+    if atoms.constraints:
+        raise ConfigError("npt cannot hold atoms fixed; use nvt, or free them")
+    return IsotropicMTKNPT(
         atoms,
         dt,
         temperature_K=temperature,
-        taut=relaxation_fs * units.fs,
         pressure_au=pressure_gpa * units.GPa,
-        taup=10 * relaxation_fs * units.fs,
-        compressibility_au=0.01 / units.GPa,  # of a stiff solid; it sets only the speed
+        tdamp=relaxation_fs * units.fs,
+        pdamp=10 * relaxation_fs * units.fs,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
-from mlip.calculator import MLIPCalculator
+from mlip.calculator import MLIPCalculator, carry_state
 from mlip.errors import ConfigError, DataError
 from mlip.models.potential import Potential
 from mlip.units import GPA
@@ -74,11 +74,13 @@ class Relaxer:
         """
         if optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer={optimizer!r} must be one of {', '.join(OPTIMIZERS)}")
+        if not (fmax > 0 and steps >= 0):
+            raise ConfigError(f"fmax={fmax} must be above 0 eV/Å and steps={steps} at least 0")
         if isinstance(potential, MLIPCalculator):
             self.calculator = potential
         else:
             self.calculator = MLIPCalculator(potential, device=device, dtype=dtype)
-        if not self.calculator.potential.conservative and not allow_nonconservative:
+        if not self.calculator.conservative and not allow_nonconservative:
             raise ConfigError(
                 "this potential predicts forces that are not the gradient of its energy; pass "
                 "allow_nonconservative=True to relax with it all the same"
@@ -86,8 +88,12 @@ class Relaxer:
         self.fmax, self.steps, self.optimizer = fmax, steps, OPTIMIZERS[optimizer]
         self.relax_cell, self.pressure_gpa = relax_cell, pressure_gpa
 
-    def relax(self, structure: Any) -> RelaxResult:
-        """Relax an `ase.Atoms`, or a pymatgen `Structure` or `Molecule`; the input is not changed.
+    def relax(self, structure: Any, trajectory: Path | str | None = None) -> RelaxResult:
+        """Relax an `ase.Atoms`, or a pymatgen structure or molecule; the input is not changed.
+
+        Args:
+            structure: constraints (selective dynamics), charge and spin are honoured.
+            trajectory: also write every step to this `.traj` file as it happens.
 
         Raises:
             DataError: forces are not finite, or the element is unknown.
@@ -110,7 +116,8 @@ class Relaxer:
                 )
             frames.append(_snapshot(atoms))
 
-        with self.optimizer(target, logfile=None) as optimizer:
+        path = None if trajectory is None else str(trajectory)
+        with self.optimizer(target, logfile=None, trajectory=path) as optimizer:
             optimizer.attach(record)
             converged = bool(optimizer.run(fmax=self.fmax, steps=self.steps))
             n_steps = optimizer.nsteps
@@ -137,15 +144,18 @@ def _snapshot(atoms: ase.Atoms) -> ase.Atoms:
 
 def _to_atoms(structure: Any) -> ase.Atoms:
     if isinstance(structure, ase.Atoms):
-        return structure.copy()
+        return carry_state(structure, structure.copy())
     if hasattr(structure, "to_ase_atoms"):  # pymatgen, without importing it for those who do not
         atoms = structure.to_ase_atoms()
-        out = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        out = ase.Atoms(
+            atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc,
+            constraint=atoms.constraints,
+        )  # fmt: skip
         out.info.update({k: v for k, v in atoms.info.items() if k in ("charge", "spin")})
-        if getattr(atoms, "spin_multiplicity", None):
-            out.info.setdefault("charge", int(getattr(atoms, "charge", 0)))
-            out.info.setdefault("spin", int(atoms.spin_multiplicity))
-        return out
+        # a charge that was set; `Structure.charge` would sum oxidation states where there is none
+        if getattr(structure, "_charge", None) is not None:
+            out.info.setdefault("charge", structure._charge)
+        return carry_state(atoms, out)
     raise DataError(
         f"cannot relax a {type(structure).__name__}; give ase.Atoms or a pymatgen structure"
     )
@@ -154,9 +164,22 @@ def _to_atoms(structure: Any) -> ase.Atoms:
 def _like(original: Any, atoms: ase.Atoms) -> Any:
     if isinstance(original, ase.Atoms):
         return _snapshot(atoms)
-    out = original.copy()
-    if hasattr(out, "lattice"):
-        out.lattice = atoms.cell.array
-    for index, position in enumerate(atoms.positions):
-        out[index].coords = position
-    return out
+    state: dict[str, Any] = {"charge": getattr(original, "_charge", None)}
+    if hasattr(original, "lattice"):
+        from pymatgen.core import Lattice
+
+        x, y, z = (bool(axis) for axis in atoms.pbc)
+        lattice = Lattice(atoms.cell.array, pbc=(x, y, z))
+        place = {"lattice": lattice, "coords_are_cartesian": True}
+    else:
+        place = {}
+        state |= {"charge": original.charge, "spin_multiplicity": original.spin_multiplicity}
+    return type(original)(
+        species=original.species_and_occu,
+        coords=atoms.positions,
+        site_properties=original.site_properties or None,
+        labels=original.labels,
+        properties=dict(original.properties),
+        **place,
+        **state,
+    )

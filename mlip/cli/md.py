@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-EPILOG = """example:
+EPILOG = """examples:
   mlip md potential.safetensors crystal.cif --ensemble nvt --temperature 300 --steps 1000
+  mlip md potential.safetensors md.traj --frame -1 --output more.traj        goes on where it ended
 """
 
 
@@ -32,6 +33,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--interval", type=int, default=10, help="steps between frames")
     parser.add_argument("--repeat", type=int, nargs=3, default=[1, 1, 1], metavar="N")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frame", type=int, default=0, help="which structure of IN; -1 the last")
+    parser.add_argument("--force", action="store_true", help="overwrite --output")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.set_defaults(run=run)
@@ -44,14 +47,17 @@ def run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from mlip.calculator import MLIPCalculator
-    from mlip.data.readers import read_structures
+    from mlip.cli.frame import read_frame
     from mlip.dynamics import run_md
     from mlip.errors import ConfigError
 
     if Path(args.output).suffix != ".traj":
         raise ConfigError(f"--output {args.output}: the trajectory's name ends in .traj")
+    for path in (Path(args.output), Path(args.output).with_suffix(".csv")):
+        if path.exists() and not args.force:
+            raise ConfigError(f"{path} exists; give another --output or --force")
     calculator = MLIPCalculator(args.potential, device=args.device, dtype=args.dtype)
-    atoms = next(iter(read_structures(args.input))).repeat(args.repeat)
+    atoms = read_frame(args.input, args.frame).repeat(args.repeat)
     console = Console(file=sys.stderr)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{args.ensemble}, {len(atoms)} atoms", total=args.steps)

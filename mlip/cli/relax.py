@@ -31,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--pressure", type=float, default=0.0, metavar="GPA")
     parser.add_argument("--optimizer", default="FIRE", choices=["FIRE", "BFGS", "LBFGS"])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--frame", type=int, default=0, help="which structure of IN; -1 the last")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.set_defaults(run=run)
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ase.io import write
 
     from mlip.atomic import atomic_write
-    from mlip.data.readers import read_structures
+    from mlip.cli.frame import read_frame
     from mlip.errors import ConfigError
     from mlip.relax import Relaxer
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
     )
-    start = next(iter(read_structures(source)))
+    start = read_frame(source, args.frame)
     result = relaxer.relax(start)
     final = result.final_structure
     with atomic_write(out) as temporary:
