@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,16 +27,18 @@ class ErrorSums:
         self.cosine = torch.zeros(2, dtype=torch.float64)  # sum, count
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Add a batch; labels that are NaN are not counted."""
+        """Add a batch. Labels that are NaN are not counted; predictions that are NaN must show."""
         energy = prediction.energy - graph.energy
+        crystals = graph.pbc.all(1)[:, None, None]  # stress has no meaning elsewhere
+        has_energy = ~torch.isnan(graph.energy)
         errors = (
-            energy,
-            energy / graph.num_atoms,
-            prediction.forces - graph.forces,
-            prediction.stress - graph.stress,
+            (energy, has_energy),
+            (energy / graph.num_atoms, has_energy),
+            (prediction.forces - graph.forces, ~torch.isnan(graph.forces)),
+            (prediction.stress - graph.stress, ~torch.isnan(graph.stress) & crystals),
         )
-        for row, error in enumerate(errors):
-            known = error[~torch.isnan(error)].detach().double().cpu()
+        for row, (error, labelled) in enumerate(errors):
+            known = error[labelled].detach().double().cpu()
             self.sums[row] += torch.stack(
                 [known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]
             )
@@ -78,11 +81,11 @@ class Evaluation:
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # true, predicted
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values."""
+        """Return plain JSON-able values; what is not finite is null."""
         return {
-            "metrics": self.metrics,
+            "metrics": _finite(self.metrics),
             "counts": self.counts,
-            "forces_mae_per_element": self.forces_mae_per_element,
+            "forces_mae_per_element": _finite(self.forces_mae_per_element),
         }
 
 
@@ -109,7 +112,7 @@ def evaluate_batches(
         structures += graph.num_graphs
         atoms += len(graph.atomic_numbers)
         error = (prediction.forces - graph.forces).abs().mean(1).cpu()
-        known = ~torch.isnan(error)
+        known = ~torch.isnan(graph.forces).any(1).cpu()
         z = graph.atomic_numbers.cpu()[known]
         element_sum.index_add_(0, z, error[known])
         element_count.index_add_(0, z, torch.ones(len(z)).double())
@@ -136,6 +139,10 @@ def evaluate_batches(
         forces_mae_per_element=per_element,
         pairs={k: (v[0], v[1]) for k, v in joined.items() if v.shape[1]},
     )
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def batches_of(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger("mlip")
 EPILOG = """example:
   mlip evaluate potential.safetensors test.extxyz --output errors.json
 """
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     result = evaluate_batches(potential, batches)
     if not result.metrics:
         raise DataError(f"{', '.join(args.data)}: no energies, forces or stresses to compare with")
+    if bad := [name for name, value in result.metrics.items() if not math.isfinite(value)]:
+        log.warning("predictions are not finite on this data: %s", ", ".join(bad))
     if args.output:
         from mlip.atomic import atomic_write
 

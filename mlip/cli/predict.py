@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 EPILOG = """example:
@@ -36,23 +37,29 @@ def run(args: argparse.Namespace) -> int:
 
     from mlip.atomic import atomic_write
     from mlip.data.readers import read_structures
+    from mlip.errors import ConfigError
     from mlip.evaluate import batches_of
     from mlip.potential_file import load_potential
 
+    out = Path(args.output)
+    if out.suffix.lower() not in (".extxyz", ".xyz"):
+        raise ConfigError(f"{out}: predictions are written as extxyz; name it .extxyz or .xyz")
+    if out.exists() and Path(args.input).exists() and out.samefile(args.input):
+        raise ConfigError(f"{out} is the input; give another name")
     potential = load_potential(args.potential, args.device, args.dtype)
     structures = read_structures(args.input, args.format, keep_info=True)
     count = 0
-    with atomic_write(args.output) as temporary, temporary.open("w") as handle:
+    with atomic_write(out) as temporary, temporary.open("w") as handle:
         for atoms_list, graph in batches_of(structures, potential, args.max_atoms):
             with torch.no_grad():
-                out = potential(graph.to(potential.device))
-            forces = out.forces.cpu().split(graph.num_atoms.tolist())
+                prediction = potential(graph.to(potential.device))
+            forces = prediction.forces.cpu().split(graph.num_atoms.tolist())
             for k, atoms in enumerate(atoms_list):
-                atoms.info["mlip_energy"] = float(out.energy[k])
+                atoms.info["mlip_energy"] = float(prediction.energy[k])
                 atoms.arrays["mlip_forces"] = forces[k].numpy()
                 if atoms.pbc.all():
-                    atoms.info["mlip_stress"] = out.stress[k].cpu().numpy()
+                    atoms.info["mlip_stress"] = prediction.stress[k].cpu().numpy()
                 write(handle, atoms, format="extxyz")
                 count += 1
-    print(f"{count} structures -> {args.output}")
+    print(f"{count} structures -> {out}")
     return 0
