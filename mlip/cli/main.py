@@ -51,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        return args.run(args)
+        return _flushed(args.run(args))
     except MLIPError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `mlip info FILE | head`: nobody is left to read the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         return _fail(str(error), 1)
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     finally:
         log.removeHandler(handler)
+
+
+def _flushed(code: int) -> int:
+    """Write what is buffered now, so that a closed pipe shows here and not at exit."""
+    sys.stdout.flush()
+    return code
 
 
 def _fail(message: str, code: int) -> int:
