@@ -1,9 +1,9 @@
 """OMol25 shards (`.aselmdb`): LMDB files whose records are zlib-compressed JSON rows.
 
 Read with lmdb, zlib and orjson alone: nine times faster than through ASE rows, and safe where a
-general reader is not. A truncated LMDB file would kill the process with SIGBUS, so its size is
-checked before it is mapped; a record may not expand without limit; pickled records, which older
-data sets have under the same suffix, are refused.
+general reader is not. A damaged LMDB file would kill the process, so its pages are checked before
+it is mapped; a record may not expand without limit; pickled records, which older data sets have
+under the same suffix, are refused.
 
 Rows are numbered as in fairchem: ids 1 to nextid-1 without the deleted ones, ascending (LMDB's own
 order is alphabetical), shards sorted by path.
@@ -12,7 +12,6 @@ order is alphabetical), shards sorted by path.
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.lmdb_pages import check_lmdb
 from mlip.data.readers.paths import SIDECAR
 from mlip.data.readers.rows import decode_row, parse_json
 from mlip.errors import CorruptDataError, DataError
@@ -30,9 +30,6 @@ from mlip.errors import CorruptDataError, DataError
 MAX_RECORD: Final = 64 * 1024**2  # bytes of JSON; a 350-atom row has 0.1 MB
 MAX_RATIO: Final = 200  # zlib can reach 1030; rows have 2 to 4
 RATIO_FLOOR: Final = 1024**2  # bytes below which no ratio is suspicious
-_MAGIC: Final = 0xBEEFC0DE
-_META: Final = struct.Struct("<II8x8xI92xQQ")  # magic, version, page size, last page, transaction
-_PAGE_HEADER: Final = 16
 
 _environments: dict[tuple[str, int], tuple[tuple[int, int, int], lmdb.Environment]] = {}
 
@@ -114,7 +111,7 @@ def _open(path: Path) -> lmdb.Environment:
         if cached[0] == version:
             return cached[1]
         cached[1].close()  # the file was replaced
-    _check_size(path)
+    check_lmdb(path)
     try:
         environment = lmdb.open(
             str(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False
@@ -125,38 +122,6 @@ def _open(path: Path) -> lmdb.Environment:
         ) from error
     _environments[key] = (version, environment)
     return environment
-
-
-def _check_size(path: Path) -> None:
-    """Refuse a file shorter than its own last page: reading it mapped would end in SIGBUS."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        first = _read_meta(stream.read(_PAGE_HEADER + _META.size))
-        second = None
-        if first is not None and 256 <= first[0] <= 65536:
-            stream.seek(first[0])
-            second = _read_meta(stream.read(_PAGE_HEADER + _META.size))
-    if first is None:
-        raise CorruptDataError(
-            f"{path}: does not start like an LMDB database ({size} bytes); "
-            "it is damaged or something else; copy or download it again"
-        )
-    if second is None:
-        raise CorruptDataError(f"{path}: is cut short or damaged at {size} bytes; copy it again")
-    page_size, last_page, _ = max(first, second, key=lambda meta: meta[2])
-    if size < (last_page + 1) * page_size:
-        raise CorruptDataError(
-            f"{path}: is cut short: it has {size} bytes and needs "
-            f"{(last_page + 1) * page_size}; copy or download it again"
-        )
-
-
-def _read_meta(page: bytes) -> tuple[int, int, int] | None:
-    """Return (page size, last page, transaction) of a meta page, None if it is not one."""
-    if len(page) < _PAGE_HEADER + _META.size:
-        return None
-    magic, version, page_size, last_page, transaction = _META.unpack_from(page, _PAGE_HEADER)
-    return (page_size, last_page, transaction) if (magic, version) == (_MAGIC, 1) else None
 
 
 def _ids(path: Path, transaction: Any) -> Sequence[int]:
@@ -172,7 +137,10 @@ def _ids(path: Path, transaction: Any) -> Sequence[int]:
     nextid = _load(record, f"{path}: record 'nextid'")
     deleted: set[int] = set()
     if (record := transaction.get(b"deleted_ids")) is not None:
-        deleted = set(_load(record, f"{path}: record 'deleted_ids'"))
+        listed = _load(record, f"{path}: record 'deleted_ids'")
+        if not isinstance(listed, list) or not all(isinstance(row_id, int) for row_id in listed):
+            raise CorruptDataError(f"{path}: its 'deleted_ids' is no list of ids; copy it again")
+        deleted = set(listed)
     if not isinstance(nextid, int) or not 0 < nextid < 2**40:
         raise CorruptDataError(f"{path}: its 'nextid' is {nextid!r}; expected a row count plus 1")
     if not deleted:
