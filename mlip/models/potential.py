@@ -187,7 +187,7 @@ class Potential(nn.Module):
             output, interaction = self._interaction(geometry, len(graph.atomic_numbers))
             grads = _gradient(interaction, leaves, create_graph) if differentiate else None
         if not create_graph:
-            interaction = interaction.detach()
+            interaction, output = interaction.detach(), _detached(output)
 
         e0 = self.e0[graph.head[graph.batch], graph.atomic_numbers]
         node_energy = interaction.double() + e0
@@ -335,6 +335,16 @@ def check_species(atomic_numbers: Iterable[Any], species: Sequence[int]) -> None
 
 def _symbols(numbers: Sequence[int]) -> str:
     return ", ".join(chemical_symbols[z] if 0 <= z <= MAX_Z else f"Z={z}" for z in numbers)
+
+
+def _detached(output: NodeOutput) -> NodeOutput:
+    """Cut what a caller may keep from the graph that the forces needed."""
+    return NodeOutput(
+        output.energy.detach(),
+        None if output.features is None else output.features.detach(),
+        None if output.forces is None else output.forces.detach(),
+        {name: value.detach() for name, value in output.extras.items()},
+    )
 
 
 def _gradient(energy: Tensor, leaves: list[Tensor], create_graph: bool) -> Sequence[Tensor]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ase
 import pytest
 import torch
 from conftest import STRUCTURES, build, predict
@@ -34,6 +35,10 @@ def test_energies_stay_double_whatever_the_model(potential, bulk_atoms):
         assert potential.e0[0, 6].item() == -1030.1
     out = predict(potential.float(), bulk_atoms)
     assert out.energy.dtype == out.forces.dtype == out.virial.dtype == torch.float64
+    lone = predict(potential.freeze(), ase.Atoms("C"))
+    # single precision rounds -1030.1 eV by 2.4e-5 eV; the network's own few eV by 1e-6 at most,
+    # which stay because a row of a matrix product rounds differently in a batch
+    assert lone.energy.item() == pytest.approx(-1030.1, abs=5e-6)
 
 
 def test_same_input_same_bits(potential, atoms):
@@ -49,6 +54,8 @@ def test_gradient_mode_changes_nothing(potential, bulk_atoms):
     assert training.forces.requires_grad
     quiet = predict(potential, bulk_atoms)
     assert not any(t.requires_grad for t in (quiet.energy, quiet.forces, quiet.virial))
+    assert quiet.features is None or not quiet.features.requires_grad
+    assert not any(t.requires_grad for t in quiet.extras.values())
     torch.testing.assert_close(training.forces.detach(), quiet.forces, rtol=0, atol=1e-12)
     assert not graph.positions.requires_grad, "the caller's tensors were changed"
     assert graph.positions.grad is None
