@@ -70,14 +70,18 @@ def test_translation(potential, atoms, shift):
     np.testing.assert_allclose(f2, f, atol=FORCES)
 
 
-def test_translation_by_100_angstrom_in_float32(potential, bulk_atoms):
-    """Differences are taken before the cast: float32 positions would lose 1e-5 Å here."""
+@pytest.mark.parametrize("shift", [100.0, 10_000.0])
+def test_translation_far_away_in_float32(potential, bulk_atoms, shift):
+    """Differences are taken before the cast: float32 positions would lose 5e-4 Å at 10,000 Å.
+
+    At 100 Å they lose 4e-6 Å, which sums over 100 edges in float32 nearly hide.
+    """
     potential = potential.float()
     moved = bulk_atoms.copy()
-    moved.positions += 100.0 * np.array([1.0, -0.5, 0.3])
+    moved.positions += shift * np.array([1.0, -0.5, 0.3])
     e, f, *_ = numbers(potential, bulk_atoms)
     e2, f2, *_ = numbers(potential, moved)
-    # edge vectors differ by 1e-14 Å, which flips a last bit of float32 (6e-8) here and there
+    # edge vectors differ by 1e-12 Å, which flips a last bit of float32 (6e-8) here and there
     assert e2 == pytest.approx(e, abs=1e-5)
     np.testing.assert_allclose(f2, f, atol=2e-5 * np.abs(f).max())
 

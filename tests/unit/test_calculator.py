@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from ase.calculators.calculator import PropertyNotImplementedError
-from conftest import build
+from conftest import build, interaction_only, predict
+from stencil import RELATIVE, STENCIL, STEP, slope, strained
 
 from mlip.calculator import MLIPCalculator
 from mlip.errors import ConfigError, DataError
@@ -30,6 +31,22 @@ def test_results_are_consistent_and_inputs_untouched(bulk_atoms):
     assert (seed, dtype) == (torch.initial_seed(), torch.get_default_dtype())
     twin = copy.deepcopy(calc)
     assert twin.get_potential_energy(bulk_atoms) == energy
+
+
+def test_stress_is_the_strain_derivative_in_ase_order(bulk_atoms):
+    """xx, yy, zz, yz, xz, xy: what comes out of the calculator, not only out of the potential."""
+    calc = MLIPCalculator(interaction_only(build("facet")))
+    voigt = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    moved = [strained(bulk_atoms, a, b, step * STEP) for a, b in voigt for step in STENCIL]
+    energies = np.array([calc.get_potential_energy(atoms) for atoms in moved])
+    numeric = slope(energies) / bulk_atoms.get_volume()
+    stress = calc.get_stress(bulk_atoms)
+    shear = np.sort(numeric[3:])
+    assert np.diff(shear).min() > 1e-2, "equal shears would hide their order"
+    np.testing.assert_allclose(stress, numeric, rtol=0, atol=RELATIVE * np.abs(stress).max())
+    np.testing.assert_array_equal(
+        calc.get_forces(bulk_atoms), predict(calc.potential, bulk_atoms).forces
+    )
 
 
 def test_a_change_of_charge_is_noticed(molecule_atoms):

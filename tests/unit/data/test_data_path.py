@@ -106,6 +106,15 @@ def test_splits_are_disjoint_grouped_and_complete(seed):
     np.testing.assert_array_equal(again.val, s.val)
 
 
+def test_frames_of_one_material_stay_together(file):
+    """From the file to the parts: frames 2k and 2k + 1 are of material k."""
+    for seed in range(5):
+        parts = prepare_data({**OPTIONS, "train": str(file)}, cutoff=4.0, seed=seed).parts
+        rows = {p: store.column("sample_id")[indices] for p, (store, indices) in parts.items()}
+        assert len(rows["val"]) == 4
+        assert not set((rows["train"] // 2).tolist()) & set((rows["val"] // 2).tolist())
+
+
 def test_a_giant_group_is_trained_on():
     groups = np.repeat([0, 1, 2, 3], [900, 40, 30, 30])
     for seed in range(6):
@@ -204,7 +213,8 @@ def test_explicit_tables_and_isolated_atoms():
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "budget", [Budget(4), Budget(None, max_atoms=9), Budget(None, None, max_edges=400)]
+    "budget",
+    [Budget(4), Budget(6), Budget(None, max_atoms=9), Budget(None, None, max_edges=400)],
 )
 def test_every_structure_once_per_epoch_whatever_the_workers(file, budget, workers):
     store = open_store(file)

@@ -1,0 +1,43 @@
+"""Relaxation and dynamics against mechanics: pressure, and the unit of time."""
+
+from __future__ import annotations
+
+import ase
+import numpy as np
+import pytest
+from ase.build import bulk
+from conftest import build
+
+from mlip.calculator import MLIPCalculator
+from mlip.dynamics import run_md
+from mlip.relax import Relaxer
+
+# CODATA 2018, written out: the library's own constants would confirm themselves
+EV, DALTON, GPA = 1.602176634e-19, 1.66053906660e-27, 1e9  # J, kg, Pa
+
+
+@pytest.mark.parametrize("pressure", [0.0, 100.0, -100.0])
+def test_a_crystal_under_pressure_pushes_back(pressure):
+    """At rest σ = −P: the enthalpy E + PV is at its minimum, whichever way the crystal started."""
+    fmax = 1e-4
+    relaxer = Relaxer(build("lennard_jones"), fmax=fmax, steps=500, pressure_gpa=pressure)
+    result = relaxer.relax(bulk("C", "fcc", a=1.52))
+    assert result.converged
+    wanted = -pressure * GPA * 1e-30 / EV  # eV/Å³
+    # one atom: the filter's force is (σ + P) V, below fmax
+    volume = result.final_structure.get_volume()
+    np.testing.assert_allclose(result.stress[:3], wanted, rtol=1e-6, atol=1.01 * fmax / volume)
+    np.testing.assert_allclose(result.stress[3:], 0.0, atol=1.01 * fmax / volume)
+
+
+def test_a_free_atom_flies_at_its_speed():
+    """An atom of 1 eV without neighbours covers t·√(2E/m), in Å and fs."""
+    atom = ase.Atoms("H", [[0.0, 0.0, 0.0]])
+    mass = atom.get_masses()[0]
+    atom.set_momenta([[np.sqrt(2.0 * mass), 0.0, 0.0]])
+    result = run_md(MLIPCalculator(build("lennard_jones")), atom, timestep_fs=0.5, steps=40)
+    speed = np.sqrt(2.0 * EV / (mass * DALTON)) * 1e10 * 1e-15  # Å/fs
+    assert result.rows[-1]["time_fs"] == pytest.approx(20.0)
+    assert result.rows[-1]["ekin_eV"] == pytest.approx(1.0)
+    # CODATA of different years differ by 1e-8
+    np.testing.assert_allclose(result.atoms.positions[0], [20.0 * speed, 0, 0], rtol=1e-6)
