@@ -1,0 +1,398 @@
+"""The table of planted bugs: mistakes that were made somewhere in this field, or nearly made here.
+
+Each row is one textual replacement in one file and the tests that must fail because of it, every
+one of them. A bug that no test notices is a hole in the suite: write the test, then add the row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DERIVATIVES = "tests/physics/test_derivatives.py"
+LIMITS = "tests/physics/test_limits.py"
+PRECISION = "tests/physics/test_precision.py"
+SMOOTHNESS = "tests/physics/test_smoothness.py"
+SYMMETRY = "tests/physics/test_symmetry.py"
+GLOBAL = "tests/physics/test_global_models.py"
+GRAPH = "tests/unit/test_graph.py"
+NEIGHBORS = "tests/unit/test_neighbors.py"
+DATA = "tests/unit/data/test_data_path.py"
+LOSS = "tests/unit/training/test_loss.py"
+
+POTENTIAL = "mlip/models/potential.py"
+FACET = "mlip/models/facet.py"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake."""
+
+    name: str
+    file: str
+    old: str  # occurs exactly once in the file
+    new: str
+    tests: tuple[str, ...]  # node ids; without parameters, one of its cases must fail
+
+
+# -- forces, virial, stress ----------------------------------------------------------------------
+
+MECHANICS = (
+    Bug(
+        "forces point uphill",
+        POTENTIAL,
+        ".index_add(0, i, g).index_add(0, j, -g)",
+        ".index_add(0, i, -g).index_add(0, j, g)",
+        (f"{DERIVATIVES}::test_forces[lennard_jones-molecule]",),
+    ),
+    Bug(
+        "forces are 0.1 % too large",
+        POTENTIAL,
+        "    g = grads[0].double()",
+        "    g = 1.001 * grads[0].double()",
+        (f"{DERIVATIVES}::test_forces[facet-bulk]",),
+    ),
+    Bug(
+        "stress has VASP's sign",
+        POTENTIAL,
+        "virial / volume[:, None, None]",
+        "-virial / volume[:, None, None]",
+        (
+            f"{DERIVATIVES}::test_virial_and_stress[lennard_jones-bulk]",
+            f"{DERIVATIVES}::test_a_squeezed_crystal_has_negative_stress",
+        ),
+    ),
+    Bug(
+        "volume keeps the sign of the determinant",
+        POTENTIAL,
+        "torch.linalg.det(graph.cell).abs()",
+        "torch.linalg.det(graph.cell)",
+        (f"{DERIVATIVES}::test_virial_and_stress[facet-left-handed]",),
+    ),
+    Bug(
+        "virial is not symmetrised",
+        POTENTIAL,
+        "    return forces, 0.5 * (virial + virial.transpose(1, 2))",
+        "    return forces, virial",
+        (f"{DERIVATIVES}::test_virial_and_stress[facet-silu-L3-molecule]",),
+    ),
+    Bug(
+        "strain moves the atoms but not the cell",
+        POTENTIAL,
+        "cell = cell + cell @ symmetric",
+        "cell = cell + 0.0 * cell @ symmetric",
+        (f"{GLOBAL}::test_a_volume_term_is_a_pressure",),
+    ),
+    Bug(
+        "shear components leave the calculator in VASP's order",
+        "mlip/calculator.py",
+        "full_3x3_to_voigt_6_stress(stress)",
+        "full_3x3_to_voigt_6_stress(stress)[[0, 1, 2, 5, 3, 4]]",
+        ("tests/unit/test_calculator.py::test_stress_is_the_strain_derivative_in_ase_order",),
+    ),
+    Bug(
+        "shear components are swapped between files and results",
+        "mlip/data/readers/canonical.py",
+        "_VOIGT_I: Final = [0, 1, 2, 1, 0, 0]",
+        "_VOIGT_I: Final = [0, 1, 2, 0, 1, 0]",
+        ("tests/unit/readers/test_mptrj.py::test_kbar_of_vasp_to_ase",),
+    ),
+    Bug(
+        "kbar keep VASP's sign",
+        "mlip/data/readers/mptrj.py",
+        'KBAR_VASP: Final = -stress_factor("kbar")',
+        'KBAR_VASP: Final = stress_factor("kbar")',
+        ("tests/unit/readers/test_mptrj.py::test_kbar_of_vasp_to_ase",),
+    ),
+    Bug(
+        "external pressure pulls",
+        "mlip/relax.py",
+        "scalar_pressure=self.pressure_gpa * GPA",
+        "scalar_pressure=-self.pressure_gpa * GPA",
+        ("tests/unit/test_relax_and_dynamics.py::test_a_crystal_under_pressure_pushes_back",),
+    ),
+    Bug(
+        "femtoseconds are taken for ASE's unit of time",
+        "mlip/dynamics.py",
+        "dt = timestep_fs * units.fs",
+        "dt = timestep_fs",
+        ("tests/unit/test_relax_and_dynamics.py::test_a_free_atom_flies_at_its_speed",),
+    ),
+    Bug(
+        "forces used in training are cut from the weights",
+        POTENTIAL,
+        "create_graph=create_graph, materialize_grads=True",
+        "create_graph=False, retain_graph=True, materialize_grads=True",
+        (f"{DERIVATIVES}::test_parameter_gradients_of_a_loss[lennard_jones-bulk]",),
+    ),
+    Bug(
+        "features of a prediction keep its graph alive",
+        POTENTIAL,
+        "interaction, output = interaction.detach(), _detached(output)",
+        "interaction = interaction.detach()",
+        (f"{PRECISION}::test_gradient_mode_changes_nothing[facet]",),
+    ),
+)
+
+# -- neighbours and periodic images --------------------------------------------------------------
+
+LATTICE = (
+    Bug(
+        "images are ignored unless all three axes are periodic",
+        POTENTIAL,
+        "cell[graph.batch[i]])",
+        "(cell * graph.pbc.all(1)[:, None, None])[graph.batch[i]])",
+        (f"{SYMMETRY}::test_wrapping[facet-slab]", f"{SYMMETRY}::test_wrapping[facet-wire]"),
+    ),
+    Bug(
+        "lattice vectors are taken for columns",
+        POTENTIAL,
+        '"ek,ekx->ex"',
+        '"ek,exk->ex"',
+        (f"{GRAPH}::test_edge_vectors_are_those_of_the_convention[bulk]",),
+    ),
+    Bug(
+        "only the nearest image counts",
+        "mlip/neighbors.py",
+        "    if len(distance) and distance.min() == 0.0:",
+        '    order = np.argsort(distance, kind="stable")\n'
+        "    first = np.unique(np.stack([i, j])[:, order], axis=1, return_index=True)[1]\n"
+        "    kept = np.sort(order[first])\n"
+        "    i, j, shift, distance = i[kept], j[kept], shift[kept], distance[kept]\n"
+        "    if len(distance) and distance.min() == 0.0:",
+        (
+            f"{NEIGHBORS}::test_equals_brute_force",
+            f"{SYMMETRY}::test_supercell[lennard_jones-211]",
+        ),
+    ),
+    Bug(
+        "the last shell within the cutoff is lost",
+        "mlip/neighbors.py",
+        "NeighborList(cutoff=cutoff, ",
+        "NeighborList(cutoff=0.95 * cutoff, ",
+        (f"{NEIGHBORS}::test_the_oracle_counts_a_lattice_it_can_look_up",),
+    ),
+    Bug(
+        "the last shell of images is lost",
+        "mlip/neighbors.py",
+        "np.arange(-np.ceil(margin[axis]), np.ceil(margin[axis]) + 1)",
+        "np.arange(-np.floor(margin[axis]), np.floor(margin[axis]) + 1)",
+        (f"{NEIGHBORS}::test_equals_brute_force",),
+    ),
+    Bug(
+        "neighbours are capped at 64",
+        "mlip/neighbors.py",
+        "    edge_index = np.stack([",
+        "    near = [np.flatnonzero(i == c) for c in range(len(positions))]\n"
+        "    kept = np.concatenate([e[np.argsort(distance[e])[:64]] for e in near])\n"
+        "    i, j, shift = i[kept], j[kept], shift[kept]\n"
+        "    edge_index = np.stack([",
+        (
+            f"{NEIGHBORS}::test_the_cutoff_is_exclusive_and_edges_are_never_capped",
+            f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff_of_a_crowded_site[lennard_jones]",
+        ),
+    ),
+    Bug(
+        "the number of atoms is left to torch-geometric",
+        "mlip/graph.py",
+        "Data(num_nodes=self.atomic_numbers.shape[0], **values)",
+        "Data(**values)",
+        (f"{GRAPH}::test_torch_geometric_batches_like_we_do",),
+    ),
+)
+
+# -- energies ------------------------------------------------------------------------------------
+
+ENERGIES = (
+    Bug(
+        "every pair is counted twice",
+        "mlip/models/pair.py",
+        "_per_atom(0.5 * pair, geometry)",
+        "_per_atom(pair, geometry)",
+        ("tests/unit/test_pair.py::test_lennard_jones_dimer[3.3674]",),
+    ),
+    Bug(
+        "energy is the mean over atoms",
+        POTENTIAL,
+        "index_add(0, graph.batch, node_energy)",
+        "index_add(0, graph.batch, node_energy) / graph.num_atoms",
+        (f"{SYMMETRY}::test_supercell[facet-211]",),
+    ),
+    Bug(
+        "a lone atom keeps the network's energy",
+        POTENTIAL,
+        "energy = output.energy[:n] - isolated",
+        "energy = output.energy[:n]",
+        (f"{LIMITS}::test_an_isolated_atom_has_its_reference_energy[facet-6]",),
+    ),
+    Bug(
+        "reference energies are cast with the weights",
+        POTENTIAL,
+        "        self.e0 = e0.to(self.e0.device)\n",
+        "",
+        (f"{PRECISION}::test_energies_stay_double_whatever_the_model[facet]",),
+    ),
+    Bug(
+        "reference energies are added in the precision of the weights",
+        POTENTIAL,
+        "node_energy = interaction.double() + e0",
+        "node_energy = (interaction + e0.to(interaction.dtype)).double()",
+        (f"{PRECISION}::test_energies_stay_double_whatever_the_model[facet]",),
+    ),
+    Bug(
+        "positions are cast before their difference is taken",
+        POTENTIAL,
+        "edge_vectors(graph, positions, cell).to(self.dtype)",
+        "edge_vectors(graph, positions.to(self.dtype), cell.to(self.dtype))",
+        (f"{SYMMETRY}::test_translation_far_away_in_float32[facet-10000.0]",),
+    ),
+)
+
+# -- the architecture ----------------------------------------------------------------------------
+
+NETWORK = (
+    Bug(
+        "the radial basis has no envelope",
+        "mlip/models/radial.py",
+        "radial * (envelope * (0.5 * self.cutoff / r))[:, None]",
+        "radial * (0.5 * self.cutoff / r)[:, None]",
+        (f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff[facet-first neighbour]",),
+    ),
+    Bug(
+        "the pair potential is cut off hard",
+        "mlip/models/pair.py",
+        "(s6 * s6 - s6) * polynomial_envelope(r / self.cutoff, 6)",
+        "(s6 * s6 - s6)",
+        (
+            "tests/physics/test_conservation.py"
+            "::test_energy_error_is_second_order_in_the_time_step[2.6]",
+        ),
+    ),
+    Bug(
+        "messages are divided by the mean degree of the batch",
+        FACET,
+        "out.append(self.norm * total",
+        "out.append((1 + len(edges.source) / edges.num_nodes) ** -0.7 * total",
+        (f"{SYMMETRY}::test_batch_equals_single[facet]",),
+    ),
+    Bug(
+        "an atom gets the species of the atom before it",
+        FACET,
+        "self.species_index[geometry.atomic_numbers]",
+        "self.species_index[geometry.atomic_numbers.roll(1)]",
+        (f"{SYMMETRY}::test_permutation[facet-molecule]",),
+    ),
+    Bug(
+        "one spherical harmonic is 0.1 % too large",
+        "mlip/models/harmonics.py",
+        "[s3 * y, s3 * z, s3 * x]",
+        "[s3 * y, s3 * z, 1.001 * s3 * x]",
+        (f"{SYMMETRY}::test_the_declared_symmetry_is_the_one_it_has[facet-molecule-rotation]",),
+    ),
+    Bug(
+        "the sphere grid is too coarse for its product",
+        FACET,
+        "(3 * top + 2) // 2, 3 * top + 1",
+        "(2 * top + 2) // 2, 3 * top + 1",
+        (f"{SYMMETRY}::test_the_declared_symmetry_is_the_one_it_has[facet-molecule-rotation]",),
+    ),
+    Bug(
+        "directions forget that distances depend on positions",
+        FACET,
+        "unit = geometry.edge_vectors / r[:, None]",
+        "unit = geometry.edge_vectors / r[:, None].detach()",
+        (f"{DERIVATIVES}::test_forces[facet-bulk]",),
+    ),
+    Bug(
+        "each degree is divided by its own root mean square",
+        FACET,
+        "inverse = torch.rsqrt(1.0 + torch.stack(powers).mean(0))\n"
+        "        return [v * inverse * scale for v, scale in zip(x, self.scales, strict=True)]",
+        "inverse = [torch.rsqrt(1e-6 + power) for power in powers]\n"
+        "        return [v * i * s for v, i, s in zip(x, inverse, self.scales, strict=True)]",
+        (f"{LIMITS}::test_force_constants_of_a_perfect_crystal_do_not_depend_on_the_step[facet]",),
+    ),
+    Bug(
+        "the neutral state has an embedding of its own",
+        FACET,
+        "            - self.embed_charge.weight[MAX_CHARGE]\n",
+        "",
+        (f"{LIMITS}::test_charge_and_spin_are_exactly_neutral_for_the_reference_state",),
+    ),
+)
+
+# -- data and training ---------------------------------------------------------------------------
+
+TRAINING = (
+    Bug(
+        "missing labels are masked by multiplication",
+        "mlip/training/loss.py",
+        "residual[known], weight.expand_as(residual)[known]",
+        "residual * known, weight.expand_as(residual) * known",
+        (f"{LOSS}::test_half_labelled_batches_have_finite_gradients_equal_to_the_labelled_half",),
+    ),
+    Bug(
+        "missing labels count as errors of zero",
+        "mlip/training/loss.py",
+        "residual[known], weight.expand_as(residual)[known]",
+        "residual.nan_to_num(0.0), weight.expand_as(residual)",
+        (f"{LOSS}::test_half_labelled_batches_have_finite_gradients_equal_to_the_labelled_half",),
+    ),
+    Bug(
+        "a prediction that is NaN counts as a missing label",
+        "mlip/training/loss.py",
+        "known = ~torch.isnan(label)",
+        "known = ~torch.isnan(residual)",
+        (f"{LOSS}::test_a_nan_prediction_is_not_taken_for_a_missing_label",),
+    ),
+    Bug(
+        "errors are means of the means of batches",
+        "mlip/evaluate.py",
+        "[known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]",
+        "[known.abs().mean(), known.square().mean(), torch.tensor(float(known.numel() > 0))]",
+        (f"{LOSS}::test_errors_do_not_depend_on_the_batch_size",),
+    ),
+    Bug(
+        "the last, smaller batch is dropped",
+        "mlip/data/batching.py",
+        "        if current:\n",
+        "        if len(current) == (limit.batch_size or len(current)):\n",
+        (f"{DATA}::test_every_structure_once_per_epoch_whatever_the_workers",),
+    ),
+    Bug(
+        "frames of one material are split at random",
+        "mlip/data/prepare.py",
+        'store.column("group")[usable]',
+        "usable",
+        (f"{DATA}::test_frames_of_one_material_stay_together",),
+    ),
+    Bug(
+        "constraints zero the force labels",
+        "mlip/graph.py",
+        "_shaped(results[name], shape, name)",
+        '_shaped(atoms.get_forces() if name == "forces" else results[name], shape, name)',
+        (f"{GRAPH}::test_missing_labels_are_nan_and_present_ones_survive_constraints",),
+    ),
+    Bug(
+        "augmentation leaves the force labels behind",
+        "mlip/training/objectives.py",
+        "forces=turn(graph.forces)",
+        "forces=graph.forces",
+        (f"{LOSS}::test_augmentation_turns_labels_with_the_structure",),
+    ),
+    Bug(
+        "the average of weights takes the wrong share",
+        "mlip/training/callbacks.py",
+        "share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))",
+        "share = min(decay, (1.0 + n) / (10.0 + n))",
+        ("tests/unit/training/test_steps.py::test_averaged_weights_are_the_average",),
+    ),
+    Bug(
+        "a gradient that is not finite reaches the weights",
+        "mlip/training/module.py",
+        "        optimizer.zero_grad(set_to_none=True)\n",
+        "",
+        ("tests/unit/training/test_steps.py::test_a_step_that_is_not_finite_is_skipped",),
+    ),
+)
+
+BUGS = (*MECHANICS, *LATTICE, *ENERGIES, *NETWORK, *TRAINING)
