@@ -23,7 +23,14 @@ from mlip.data.readers.mptrj import read_mptrj
 from mlip.data.readers.npz import read_npz
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms
 from mlip.data.readers.options import LabelKeys, ReadOptions
-from mlip.data.readers.paths import FORMATS, PathLike, check_format, detect_format, expand_paths
+from mlip.data.readers.paths import (
+    FORMATS,
+    PathLike,
+    check_format,
+    detect_format,
+    expand_paths,
+    refuse_empty,
+)
 from mlip.errors import ConfigError
 
 __all__ = [
@@ -85,6 +92,7 @@ def read_structures(
     files = expand_paths(path, format)
     jobs = [(file, detect_format(file) if format == "auto" else format) for file in files]
     for file, kind in jobs:
+        refuse_empty(file)
         _check_units(file, kind, parsed)
     if (
         jobs[0][1] == "aselmdb"

@@ -46,8 +46,9 @@ def read_sqlite(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
 
     Raises:
         DataError: it is no ASE database, is empty, or a row cannot be decoded.
-        CorruptDataError: the file is damaged.
+        CorruptDataError: the file is cut short or damaged.
     """
+    _check_length(path)
     try:
         address = f"file:{quote(str(path.resolve()))}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as connection:
@@ -64,10 +65,24 @@ def read_sqlite(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
                 yield decode_row(_decode_columns(row, place), place, keep_all=keep_all)
             if empty:
                 raise DataError(f"{path}: the database is empty; expected at least one row")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # its own messages quote the damage
         raise CorruptDataError(
             f"{path}: cannot be read ({error}); it is damaged or in use; copy it again"
         ) from None
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a file shorter than its header says: SQLite notices missing pages only on use."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        header = stream.read(100)
+    if header.startswith(b"SQLite format 3\0") and header[24:28] == header[92:96]:
+        page_size, pages = struct.unpack_from(">H10xI", header, 16)
+        needed = pages * (page_size if page_size > 1 else 65536)
+        if size < needed:
+            raise CorruptDataError(
+                f"{path}: is cut short: it has {size} bytes and needs {needed}; copy it again"
+            )
 
 
 def _decode_columns(row: dict[str, Any], place: str) -> dict[str, Any]:
@@ -186,9 +201,10 @@ def read_with_ase(path: Path, format: str) -> Iterator[RawFrame]:
     except DataError:
         raise
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise DataError(
-            f"{path}: frame {frames}: cannot be read as {format} ({type(error).__name__}: "
-            f"{error}); check the file, or set data.format"
+            f"{path}: frame {frames}: cannot be read as {format} ({reason}); check the file, or "
+            "set data.format"
         ) from error
     if frames == 0:
         raise DataError(f"{path}: holds no complete structure; is the {format} file finished?")

@@ -81,6 +81,10 @@ def _frames(path: Path, stream: BinaryIO) -> Iterator[RawFrame]:
                 f"{place}: announces {n} atoms, but the file ends after {len(lines)} of them; "
                 "the file is cut short, copy it again or remove the last frame"
             )
+        if b"\0" in comment:  # a hole in a file that was copied or stored badly
+            raise CorruptDataError(
+                f"{place}: its second line holds zero bytes; copy the file again"
+            )
         try:
             text = comment.decode("utf-8").strip()
             rows = [row.decode("utf-8") for row in lines]

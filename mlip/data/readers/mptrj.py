@@ -104,7 +104,13 @@ def _materials(path: Path) -> Iterator[tuple[str, _Material]]:
                 f"{path}: {progress}: expected the id of a material, found {piece[:40]!r}; "
                 "the file is cut short or damaged, copy or download it again"
             )
-        mp_id = str(json.loads(b'"' + head.group(1) + b'"'))
+        try:
+            mp_id = str(json.loads(b'"' + head.group(1) + b'"'))
+        except ValueError:
+            raise CorruptDataError(
+                f"{path}: {progress}: the id of a material is {head.group(1)[:40]!r}, which is no "
+                "text; the file is damaged, copy or download it again"
+            ) from None
         yield mp_id, _decode(memoryview(piece)[head.end() :], f"{path}: {progress}: {mp_id}")
         last = mp_id
     if not last:
@@ -165,7 +171,7 @@ def _decode(text: memoryview, place: str) -> _Material:
         return _DECODER.decode(text)
     except msgspec.ValidationError as error:
         raise DataError(f"{place}: {error}; this is not the MPtrj layout, correct it") from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:  # NaN is no JSON, but written by Python; bad labels are named where labels are checked
         return msgspec.convert(json.loads(bytes(text)), _Material)

@@ -34,6 +34,7 @@ _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "spin": ("spin", "spins", "multiplicity"),
     "cell": ("cell", "lattice"),
 }
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError, RuntimeError)
 _KCAL_NAMES: Final = ({"nuclear_charges", "coords"}, {"z", "R"})
 _SGDML_LENGTHS: Final = {"ang": "A", "angstrom": "A", "å": "A", "bohr": "bohr", "a": "A"}
 
@@ -107,7 +108,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
                     arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, MemoryError) as error:
+    except _BROKEN as error:
         raise CorruptDataError(
             f"{path}: is no complete npz archive ({error}); copy or download it again"
         ) from None

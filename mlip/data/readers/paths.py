@@ -98,6 +98,7 @@ def detect_format(path: Path) -> str:
     """
     found = _guess(path)
     if found is None:
+        refuse_empty(path)
         raise DataError(
             f"{path}: is no file that mlip can read; known formats are {', '.join(FORMATS)}; "
             "rename it, convert it to extxyz, or set data.format if it is one of them"
@@ -106,6 +107,18 @@ def detect_format(path: Path) -> str:
     if packed and found not in _COMPRESSIBLE:
         raise DataError(f"{path}: compressed {found} files are not read; decompress it first")
     return found
+
+
+def refuse_empty(path: Path) -> None:
+    """Refuse a file without content, which no format can tell from a wrong one.
+
+    Raises:
+        DataError: it has no bytes, or only white space.
+    """
+    with open_bytes(path) as stream:
+        head = stream.read(4096)
+    if len(head) < 4096 and not head.strip():
+        raise DataError(f"{path}: the file is empty; expected at least one frame")
 
 
 def _expand_one(item: PathLike, format: str) -> list[Path]:

@@ -123,7 +123,7 @@ def test_formats_by_name(name, found, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.pkl", ""), ("refs.json", '{"a": {"H": -13.6}}'), ("notes", "hello"), ("a.pt", "")],
+    [("a.pkl", "x"), ("refs.json", '{"a": {"H": -13.6}}'), ("notes", "hello"), ("a.pt", "x")],
 )
 def test_what_cannot_be_read_is_refused_by_name(name, text, tmp_path):
     (tmp_path / name).write_text(text)
