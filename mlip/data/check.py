@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -50,9 +49,18 @@ def coverage(parts: dict[str, tuple[Store, np.ndarray]]) -> Coverage:
 
 
 def require_labels(
-    found: Coverage, labels: Iterable[str], parts: dict[str, tuple[Store, np.ndarray]]
+    found: Coverage,
+    labels: Iterable[str],
+    parts: dict[str, tuple[Store, np.ndarray]],
+    format: str = "auto",
 ) -> None:
     """Refuse to train on a label that no structure has.
+
+    Args:
+        found: what the parts have.
+        labels: what they need.
+        parts: the stores, for the names of their files.
+        format: of the files.
 
     Raises:
         DataError: names the label, the file and the keys that the file does have.
@@ -65,11 +73,6 @@ def require_labels(
                 source = parts[part][0].sources[0]
                 raise DataError(
                     f"no {label} found in the {found.sizes[part]} {part} structures ({source}); "
-                    f"{_keys(source)}; set data.keys.{label}=NAME, or loss.{label}_weight=0 to "
-                    f"train without"
+                    f"its frames have {describe_keys(source, format)}; set data.keys.{label}=NAME, "
+                    f"or loss.{label}_weight=0 to train without"
                 )
-
-
-def _keys(source: str) -> str:
-    keys: Any = describe_keys(source)
-    return f"its frames have info keys {sorted(keys.info)} and arrays {sorted(keys.arrays)}"

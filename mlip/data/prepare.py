@@ -150,7 +150,7 @@ def prepare_data(
             )
     _refuse_new_elements(parts)
     found = coverage(parts)
-    require_labels(found, required_labels, parts)
+    require_labels(found, required_labels, parts, options["format"])
     train = parts["train"][1]
     energies = None
     if baseline is not None:
