@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import build
 
-from mlip.evaluate import ErrorSums, evaluate_batches
+from mlip.evaluate import ErrorSums, batches_of, evaluate_batches
 from mlip.graph import AtomGraph, collate
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, cosine_factor
@@ -83,6 +83,16 @@ def test_errors_do_not_depend_on_the_batch_size():
         assert three.metrics[name] == pytest.approx(value, rel=1e-12), name
     sums = ErrorSums()
     assert sums.compute() == {}
+
+
+@pytest.mark.parametrize("max_atoms", [1, 8, 12, 1000])
+def test_a_stream_of_structures_is_batched_whole_and_in_order(max_atoms, bulk_atoms, fcc):
+    stream = [bulk_atoms * (k, 1, 1) for k in (1, 3, 2, 1, 4)] + [fcc]
+    batches = list(batches_of(iter(stream), build("lennard_jones"), max_atoms))
+    assert [a for structures, _ in batches for a in structures] == stream
+    assert [n for _, g in batches for n in g.num_atoms.tolist()] == [len(a) for a in stream]
+    for structures, _ in batches:
+        assert len(structures) == 1 or sum(map(len, structures)) <= max_atoms
 
 
 def test_augmentation_turns_labels_with_the_structure():
