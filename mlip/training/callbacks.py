@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from mlip.data.batching import GraphLoader
 from mlip.training.module import Limits
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger("mlip")
 
 
@@ -33,6 +36,18 @@ class WarmEMA(WeightAveraging):
 
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.decay = decay
+        self._swapped = False  # the module holds the average, as it does during validation
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate the average."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._swapped = True
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go back to the weights that are trained."""
+        if self._swapped:
+            super().on_validation_epoch_end(trainer, pl_module)
+        self._swapped = False
 
 
 class RunLimits(L.Callback):
@@ -44,14 +59,16 @@ class RunLimits(L.Callback):
     def __init__(self, limits: Limits, loader: GraphLoader, last: Path) -> None:
         self.limits, self.loader, self.last = limits, loader, last
         self.signal: int | None = None
-        self._old: dict[int, Any] = {}
+        self._process = os.getpid()
+        # Here and not at the start of training, when Lightning has put its own in their place.
+        self._old = {number: signal.getsignal(number) for number in SIGNALS}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; from now on the first signal asks for an end, the second forces it."""
         self.limits.started = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             try:
-                self._old[number] = signal.signal(number, self._remember)
+                signal.signal(number, self._remember)
             except ValueError:  # not the main thread: signals are the caller's business
                 break
 
@@ -62,21 +79,60 @@ class RunLimits(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """End the run in an orderly way if the time is up or somebody asked."""
-        limits = self.limits
-        out_of_time = limits.max_time and limits.elapsed() > limits.max_time
-        out_of_steps = limits.max_steps and trainer.global_step >= limits.max_steps
-        if out_of_time or out_of_steps:  # asked for here, so that a last validation runs
-            trainer.should_stop = True
+        """End the run in an orderly way if the time is up or somebody asked.
+
+        After the last step of an epoch a signal waits for validation: a checkpoint from here would
+        be continued without it.
+        """
+        if self._reached(trainer.global_step, self.limits.elapsed()):
+            trainer.should_stop = True  # asked for here, so that a last validation runs
+        if self.signal is not None and not (trainer.is_last_batch or trainer.should_stop):
+            self._save_and_leave(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Leave a validation pass; the resumed run does it again from its beginning.
+
+        The one pass that is finished first is that after a limit of steps or time: a resumed run
+        has nothing left to train and would not come by here again.
+        """
+        if self.signal is None or trainer.should_stop:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WarmEMA):
+                callback.on_validation_epoch_end(trainer, pl_module)
+        progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        for count in (progress.total, progress.current):  # what Lightning takes as interrupted
+            count.ready = count.started = 1
+            count.processed = count.completed = 0
+        self._save_and_leave(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave between two epochs."""
         if self.signal is not None:
-            trainer.save_checkpoint(self.last)
-            raise Interrupted(self.signal)
+            self._save_and_leave(trainer)
+
+    def _save_and_leave(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.last)
+        raise Interrupted(self.signal or 0)
+
+    def used_up(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a run was saved after its last step, so that going on would exceed its limits."""
+        spent = checkpoint["callbacks"].get(self.state_key, {}).get("spent", 0.0)
+        return self._reached(checkpoint["global_step"], spent)
+
+    def _reached(self, steps: int, seconds: float) -> bool:
+        limits = self.limits
+        out_of_time = limits.max_time and seconds > limits.max_time
+        out_of_steps = limits.max_steps and steps >= limits.max_steps
+        return bool(out_of_time or out_of_steps)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give signals back."""
         for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}
+            with suppress(ValueError, TypeError):  # not the main thread, or not set by Python
+                signal.signal(number, handler)
 
     def state_dict(self) -> dict[str, Any]:
         """Time spent so far, so that a resumed run keeps its limit and schedule."""
@@ -87,14 +143,16 @@ class RunLimits(L.Callback):
         self.limits.spent = float(state_dict["spent"])
 
     def _remember(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker of the loader, which its parent looks after
+            return
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self.signal = number
         log.warning("stopping after this step (again to stop at once)")
 
 
 class Interrupted(Exception):  # noqa: N818  not an error
-    """A signal ended the run; the checkpoint is written."""
+    """A signal ended the run; the checkpoint is written, unless a second signal came first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
@@ -126,6 +184,10 @@ class EpochLog(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue."""
         self.best = float(state_dict["best"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks, also in the middle of an epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reset the clocks."""

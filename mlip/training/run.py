@@ -152,7 +152,8 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
             log_every_n_steps=1,
             default_root_dir=out_dir,
         )
-        trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
+        if checkpoint is None or not guard.used_up(read_checkpoint(checkpoint)):
+            trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
     return _finish(config, data, out_dir, potential, time.monotonic() - began)
 
 
@@ -291,6 +292,7 @@ def _checkpoints(folder: Path, *, has_val: bool) -> list[Callback]:
         filename="best",
         monitor="val/loss",
         mode="min",
+        save_on_train_epoch_end=False,  # but after validation: a signal may end the run in between
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
