@@ -26,8 +26,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     at any moment leaves the previous file intact.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:  # the user knows nothing of a temporary file
+        raise OSError(error.errno, f"cannot be written ({error.strerror})", str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:

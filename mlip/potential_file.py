@@ -192,10 +192,22 @@ def load_potential(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the torch device that "auto", "cpu", "cuda", ... stands for."""
+    """Return the torch device that "auto", "cpu", "cuda", ... stands for.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device={str(device)!r} cannot be used ({str(error).splitlines()[0]}); use auto, cpu, "
+            "or cuda where torch finds a GPU"
+        ) from error
+    return found
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

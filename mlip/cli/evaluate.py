@@ -43,24 +43,19 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
-    from mlip.data.readers import read_structures
+    from mlip.cli.frame import read_known
     from mlip.errors import DataError
     from mlip.evaluate import batches_of, evaluate_batches
     from mlip.potential_file import load_potential
 
     potential = load_potential(args.potential, args.device, args.dtype)
-    structures = read_structures(args.data, args.format, energy=args.energy)
+    structures = read_known(args.data, potential.species, args.format, energy=args.energy)
     batches = (graph for _, graph in batches_of(structures, potential, args.max_atoms))
     result = evaluate_batches(potential, batches)
     if not result.metrics:
         raise DataError(f"{', '.join(args.data)}: no energies, forces or stresses to compare with")
     if bad := [name for name, value in result.metrics.items() if not math.isfinite(value)]:
         log.warning("predictions are not finite on this data: %s", ", ".join(bad))
-    if args.output:
-        from mlip.atomic import atomic_write
-
-        with atomic_write(args.output) as temporary:
-            Path(temporary).write_text(json.dumps(result.to_dict(), indent=1))
     print(f"{result.counts['structures']} structures, {result.counts['atoms']} atoms")
     print(f"{'':20}{'MAE':>10}{'RMSE':>10}  {'unit':10}{'values':>10}")
     for key, label, unit, factor in ROWS:
@@ -72,4 +67,9 @@ def run(args: argparse.Namespace) -> int:
     if result.forces_mae_per_element:
         cells = [f"{k} {1e3 * v:.1f}" for k, v in result.forces_mae_per_element.items()]
         print("force MAE by element (meV/A): " + "  ".join(cells))
+    if args.output:  # after the numbers are shown: a full disk does not take them along
+        from mlip.atomic import atomic_write
+
+        with atomic_write(args.output) as temporary:
+            Path(temporary).write_text(json.dumps(result.to_dict(), indent=1))
     return 0

@@ -1,29 +1,45 @@
-"""One structure out of a file, with what a simulation needs beside positions.
+"""Structures out of files, each refused by file and frame if the potential does not know it.
 
-Data readers hand over labels and leave the rest behind; relaxation and dynamics need the rest:
-which atoms are fixed, and how they move. Labels of the start are dropped, for they are not those of
-the result.
+Data readers hand over labels and leave the rest behind; relaxation and dynamics start from one
+structure and need the rest: which atoms are fixed, and how they move. Labels of the start are
+dropped, for they are not those of the result.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import ase
+    from ase import Atoms
 
 log = logging.getLogger("mlip")
 ARRAYS = ("numbers", "positions", "momenta", "tags")
 INFO = ("charge", "spin", "id", "data_id", "group")
 
 
-def read_frame(path: Path | str, index: int = 0) -> ase.Atoms:
+def read_known(paths: Any, species: Sequence[int], format: str, **options: Any) -> Iterator[Atoms]:
+    """Read structures that a potential for `species` can be used on.
+
+    Raises:
+        DataError: one cannot be read, or holds another element; names its file and frame.
+    """
+    from mlip.data.readers import expand_paths, read_structures
+
+    for path in expand_paths(paths, format):
+        for index, atoms in enumerate(read_structures(path, format, **options)):
+            _check(atoms, species, path, index)
+            yield atoms
+
+
+def read_frame(path: Path | str, species: Sequence[int], index: int = 0) -> Atoms:
     """Read structure number `index` of a file (-1: the last) with constraints and momenta.
 
     Raises:
-        DataError: the file cannot be read or has fewer structures.
+        DataError: the file cannot be read, has fewer structures, or that one holds an element which
+            is not among `species`.
     """
     from mlip.data.readers import read_structures
     from mlip.errors import DataError
@@ -39,8 +55,19 @@ def read_frame(path: Path | str, index: int = 0) -> ase.Atoms:
         raise DataError(f"{path} has no structure number {index}; count from 0, or -1 for the last")
     if index == 0 and count > 1:
         log.info("%s holds several structures; taking the first (--frame chooses)", path)
+    _check(found, species, path, index if index >= 0 else count - 1)
     found.calc = None
     for name in set(found.arrays) - set(ARRAYS):
         del found.arrays[name]
     found.info = {name: found.info[name] for name in INFO if name in found.info}
     return found
+
+
+def _check(atoms: Atoms, species: Sequence[int], path: Path | str, index: int) -> None:
+    from mlip.errors import DataError
+    from mlip.models.potential import check_species
+
+    try:
+        check_species(atoms.numbers, species)
+    except DataError as error:
+        raise DataError(f"{path}: frame {index}: {error}") from error

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from mlip import __version__
 from mlip.cli import evaluate, info, md, predict, relax, train
+from mlip.cli.parser import Parser
 from mlip.errors import MLIPError
 
 COMMANDS = (train, evaluate, predict, relax, md, info)
@@ -26,9 +27,9 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlip",
         description="Train machine-learned interatomic potentials and use them.",
         epilog=EPILOG,
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse(argv)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("mlip")
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(str(error), 1)
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         code = getattr(error, "exit_code", None)  # an orderly end by a signal
         if isinstance(code, int):
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     finally:
         log.removeHandler(handler)
+        log.propagate = True
 
 
 def _flushed(code: int) -> int:

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         if path.exists() and not args.force:
             raise ConfigError(f"{path} exists; give another --output or --force")
     calculator = MLIPCalculator(args.potential, device=args.device, dtype=args.dtype)
-    atoms = read_frame(args.input, args.frame).repeat(args.repeat)
+    atoms = read_frame(args.input, calculator.potential.species, args.frame).repeat(args.repeat)
     console = Console(file=sys.stderr)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{args.ensemble}, {len(atoms)} atoms", total=args.steps)

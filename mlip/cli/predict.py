@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ase.io import write
 
     from mlip.atomic import atomic_write
-    from mlip.data.readers import read_structures
+    from mlip.cli.frame import read_known
     from mlip.errors import ConfigError
     from mlip.evaluate import batches_of
     from mlip.potential_file import load_potential
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and Path(args.input).exists() and out.samefile(args.input):
         raise ConfigError(f"{out} is the input; give another name")
     potential = load_potential(args.potential, args.device, args.dtype)
-    structures = read_structures(args.input, args.format, keep_info=True)
+    structures = read_known(args.input, potential.species, args.format, keep_info=True)
     count = 0
     with atomic_write(out) as temporary, temporary.open("w") as handle:
         for atoms_list, graph in batches_of(structures, potential, args.max_atoms):

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from mlip.cli.frame import read_frame
     from mlip.errors import ConfigError
     from mlip.relax import Relaxer
+    from mlip.units import GPA
 
     source = Path(args.input)
     suffix = source.suffix or ".vasp"
@@ -63,16 +64,19 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
     )
-    start = read_frame(source, args.frame)
+    start = read_frame(source, relaxer.calculator.potential.species, args.frame)
     result = relaxer.relax(start)
     final = result.final_structure
     with atomic_write(out) as temporary:
         write(temporary, final, format=FORMATS[out.suffix.lower()])
     state = "converged" if result.converged else "NOT CONVERGED"
     largest = float((result.forces**2).sum(1).max() ** 0.5)
+    stress = ""
+    if result.stress is not None:  # with the cell, it decides about convergence too
+        stress = f", largest stress {abs(result.stress).max() / GPA:.2g} GPa"
     print(
         f"{state} after {result.n_steps} steps: energy {result.energy:.6f} eV, "
-        f"fmax {largest:.4f} eV/A"
+        f"fmax {largest:.2g} eV/A{stress}"
     )
     if final.pbc.all():
         before, after = start.cell.cellpar(), final.cell.cellpar()

@@ -8,8 +8,6 @@ an import path anywhere in it (`_target_`) is refused.
 from __future__ import annotations
 
 import difflib
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from omegaconf import OmegaConf
 
 import mlip
 from mlip.errors import ConfigError
+from mlip.training.config_checks import Config, check_config
 
-Config = dict[str, Any]
 TEXT = ("name", "out_dir", "data.train", "data.val", "data.test", "data.cache_dir", "data.group")
 OPEN = (
     "data.e0",
@@ -88,29 +86,8 @@ def validate_config(config: Config) -> Config:
         ConfigError: an import path, or a value of the wrong kind or out of range.
     """
     config.pop("experiment", None)
-    _refuse_targets(config)
-    _validate(config)
+    check_config(config)
     return config
-
-
-def parse_duration(value: Any) -> float | None:
-    """Return seconds from DD:HH:MM:SS, HH:MM:SS, `40m`, `6h`, `2d`, `90s` or a number.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if value is None:
-        return None
-    text = str(value).strip()
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text):
-        return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-    if re.fullmatch(r"(\d+:)?\d+:\d{1,2}:\d{1,2}", text):
-        parts = [int(p) for p in text.split(":")]
-        weights = [86400, 3600, 60, 1][-len(parts) :]
-        return float(sum(w * p for w, p in zip(weights, parts, strict=True)))
-    raise ConfigError(
-        f"trainer.max_time={value!r}: write DD:HH:MM:SS, HH:MM:SS, 40m, 6h or seconds"
-    )
 
 
 def to_yaml(config: Config) -> str:
@@ -140,10 +117,15 @@ def _choices() -> dict[str, list[str]]:
 def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file, or settings as key=value"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML ({reason}){_data_hint(path)}") from error
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: expected `key: value` lines")
+        raise ConfigError(f"{path}: expected `key: value` lines{_data_hint(path)}")
 
     model = content.get("model")
     if isinstance(model, Mapping) and "name" in model:  # a resolved config: start from its group
@@ -157,6 +139,10 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
             yield prefix, value if prefix in TEXT else _number(value)
 
     yield from walk("", content)
+
+
+def _data_hint(path: Path) -> str:
+    return "" if path.suffix in (".yaml", ".yml") else f"; to train on it: data.train={path}"
 
 
 def _leaves(config: Config, prefix: str = "") -> Iterator[str]:
@@ -216,51 +202,3 @@ def _number(value: Any) -> Any:
             except ValueError:
                 continue
     return value
-
-
-def _refuse_targets(value: Any, path: str = "") -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if str(key).startswith("_") and str(key).endswith("_"):
-                raise ConfigError(f"{path}{key}: configurations hold names and numbers, not code")
-            _refuse_targets(inner, f"{path}{key}.")
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_targets(inner, path)
-
-
-def _validate(config: Config) -> None:
-    """Check types and ranges before anything is read or written."""
-    positive = ["optimizer.lr", "loss.delta", "model.cutoff"]
-    not_negative = ["loss.energy_weight", "loss.forces_weight", "loss.stress_weight", "ema.decay"]
-    for key in positive + not_negative:
-        section, _, name = key.partition(".")
-        value = config[section][name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf or (key in positive and value == 0):
-            raise ConfigError(f"{key}={value!r} must be a positive number")
-    if config["ema"]["decay"] >= 1:
-        raise ConfigError(f"ema.decay={config['ema']['decay']} must be below 1")
-    weights = [config["loss"][f"{k}_weight"] for k in ("energy", "forces", "stress")]
-    if not any(weights):
-        raise ConfigError("all loss weights are zero: nothing to learn")
-    for key in ("batch_size", "max_atoms", "max_edges"):
-        value = config["data"][key]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConfigError(f"data.{key}={value!r} must be a positive whole number or null")
-    trainer = config["trainer"]
-    trainer["max_time"] = parse_duration(trainer["max_time"])
-    for key in ("max_epochs", "max_steps", "num_threads"):
-        value = trainer[key]
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ConfigError(f"trainer.{key}={value!r} must be a positive whole number or null")
-    if trainer["devices"] != 1:
-        raise ConfigError(
-            f"trainer.devices={trainer['devices']!r}: this version trains on one device; leave it 1"
-        )
-    if trainer["max_epochs"] is None and trainer["max_steps"] is None and not trainer["max_time"]:
-        raise ConfigError("give one of trainer.max_epochs, max_steps, max_time")
-    if trainer["precision"] not in ("32-true", "64-true"):
-        raise ConfigError(f"trainer.precision={trainer['precision']!r} must be 32-true or 64-true")

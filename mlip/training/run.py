@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,20 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from lightning.pytorch.loggers import Logger
 
 from mlip.data.prepare import PreparedData, prepare_data
-from mlip.errors import CheckpointError, ConfigError, TrainingError
+from mlip.errors import ConfigError, TrainingError
 from mlip.evaluate import Evaluation, evaluate_batches
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential
-from mlip.potential_file import add_metadata, package_versions, save_potential
+from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from mlip.training.config import Config, load_config, to_yaml, validate_config
+from mlip.training.config import Config, load_config, validate_config
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, PotentialModule
 from mlip.training.objectives import make_objective
+from mlip.training.run_folder import choose_folder, log_to, record_start, require_space
 
 log = logging.getLogger("mlip")
 LABELS = ("energy", "forces", "stress")
@@ -70,12 +69,16 @@ def train(
     if threads := config["trainer"]["num_threads"]:
         torch.set_num_threads(int(threads))
     weights = {label: config["loss"][f"{label}_weight"] for label in LABELS}
-    out_dir, checkpoint = _place(config)
+    out_dir, checkpoint = choose_folder(config)
+    _accelerator(config["trainer"]["accelerator"])
+    if config["logger"]["name"] == "tensorboard" and find_spec("tensorboard") is None:
+        raise ConfigError("logger=tensorboard needs: pip install 'mlip-trainer[tensorboard]'")
+    require_space(out_dir, _try_building(config))
     data = _prepare(config, weights)
     _drop_absent_stress(config, data, weights)
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    handler = _log_to(out_dir / "train.log")
+    handler = log_to(out_dir / "train.log")
     try:
         return _train(config, data, out_dir, checkpoint)
     finally:
@@ -96,7 +99,7 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         f"{config['trainer']['precision']}, {torch.get_num_threads()} threads; objective {name}"
     )
     log.info(f"Run      {out_dir}")
-    _record(config, data, out_dir)
+    record_start(config, data, out_dir)
 
     loader = data.loader("train", seed=config["seed"])
     if loader is None:
@@ -198,39 +201,6 @@ def _finish(
     return RunResult(out_dir, path, metrics)
 
 
-def _place(config: Config) -> tuple[Path, Path | None]:
-    """Return the run folder and the checkpoint to continue from, without writing anything."""
-    name = config["name"] or config["model"]["name"]
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = Path(config["out_dir"] or Path("outputs") / str(name) / stamp)
-    resume = config["resume"]
-    if resume is False or resume is None:
-        if out_dir.exists() and any(out_dir.iterdir()):
-            raise ConfigError(
-                f"{out_dir} is not empty; choose another out_dir, or continue it with resume=auto"
-            )
-        return out_dir, None
-    if resume in (True, "auto"):
-        last = out_dir / "checkpoints" / "last.ckpt"
-        if not last.exists():
-            log.info("resume=auto: no checkpoint in %s, starting from scratch", out_dir)
-            return out_dir, None
-        checkpoint = last
-    else:
-        checkpoint = Path(str(resume))
-        if not checkpoint.exists():
-            raise CheckpointError(f"{checkpoint}: there is no such checkpoint")
-    content = read_checkpoint(checkpoint)
-    had_ema = "averaging_state" in content
-    if had_ema != (config["ema"]["decay"] > 0):
-        raise CheckpointError(
-            f"{checkpoint} was trained {'with' if had_ema else 'without'} weight averaging; set "
-            f"ema.decay={'as before' if had_ema else 0} to continue it"
-        )
-    log.info("Resume   %s, epoch %s", checkpoint, content["epoch"] + 1)
-    return out_dir, checkpoint
-
-
 def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
     # Stress belongs to crystals: a set of molecules has none and needs none.
     required = [label for label in ("energy", "forces") if weights[label] > 0]
@@ -242,6 +212,22 @@ def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
         required_labels=required,
         baseline=None if prior == "none" else lambda species: _prior_energies(config, species),
     )
+
+
+def _try_building(config: Config) -> int:
+    """Return the number of parameters, having seen that the options of the model are right."""
+    model = dict(config["model"])
+    prior, name = model.pop("prior", None) or "none", model.pop("name")
+    priors = () if prior == "none" else (str(prior),)
+    make_objective(config["objective"]["name"], name)
+    spec = PotentialSpec(name, model, (1,), ({1: 0.0},), avg_num_neighbors=1.0, priors=priors)
+    try:
+        return sum(p.numel() for p in build_potential(spec).parameters())
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        options = ", ".join(f"model.{key}={value}" for key, value in model.items())
+        raise ConfigError(f"{name} cannot be built with {options}: {error}") from error
 
 
 def _drop_absent_stress(config: Config, data: PreparedData, weights: Mapping[str, float]) -> None:
@@ -307,9 +293,7 @@ def _logger(config: Config, out_dir: Path) -> Logger | bool:
         offline = not os.environ.get("WANDB_API_KEY")
         if offline:
             log.warning("logger=wandb: no WANDB_API_KEY, logging offline into %s", out_dir)
-        return WandbLogger(
-            name=str(config["name"]), save_dir=out_dir, offline=offline, save_code=False
-        )
+        return WandbLogger(name=config["name"], save_dir=out_dir, offline=offline, save_code=False)
     if name == "tensorboard":
         from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -318,25 +302,15 @@ def _logger(config: Config, out_dir: Path) -> Logger | bool:
 
 
 def _accelerator(setting: str) -> str:
+    available = torch.cuda.is_available()
     if setting == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if available else "cpu"
+    if setting in ("gpu", "cuda") and not available:
+        raise ConfigError(
+            f"trainer.accelerator={setting}: torch finds no GPU here; use auto or cpu, or install "
+            "a torch built for your GPU"
+        )
     return "cuda" if setting == "gpu" else setting
-
-
-def _record(config: Config, data: PreparedData, out_dir: Path) -> None:
-    (out_dir / "config.yaml").write_text(to_yaml(config))
-    (out_dir / "splits.json").write_text(json.dumps(data.split_record()))
-    (out_dir / "stats.json").write_text(json.dumps(data.stats.to_dict(), indent=1))
-    environment: dict[str, Any] = {
-        "versions": package_versions(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    (out_dir / "environment.json").write_text(json.dumps(environment, indent=1))
 
 
 def _training_card(config: Config, data: PreparedData) -> dict[str, Any]:
@@ -350,7 +324,7 @@ def _training_card(config: Config, data: PreparedData) -> dict[str, Any]:
         "energy": config["data"]["energy"],
         "charge_range": stats.charge_range,
         "spin_range": stats.spin_range,
-        "force_rms": stats.force_scale,
+        "force_scale": stats.force_scale,
         "store_hash": data.parts["train"][0].manifest["blake2b"],
     }
 
@@ -363,13 +337,6 @@ def _in_milli(metrics: Mapping[str, float]) -> str:
         for name, unit in units.items()
         if f"{name}_mae" in metrics
     )
-
-
-def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    log.addHandler(handler)
-    return handler
 
 
 __all__ = ["Interrupted", "RunResult", "train"]

@@ -6,7 +6,8 @@ import pytest
 
 from mlip.errors import ConfigError
 from mlip.models.registry import ARCHITECTURES, PotentialSpec, build_potential
-from mlip.training.config import conf_dir, load_config, parse_duration, to_yaml
+from mlip.training.config import conf_dir, load_config, to_yaml
+from mlip.training.config_checks import NUMBERS, parse_duration
 
 CONF = conf_dir()
 
@@ -41,6 +42,17 @@ def test_every_experiment_composes(experiment):
         ("trainer.max_time=soon", "max_time"),
         ("data.train=[{_target_: os.system}]", "not code"),
         ("ema.decay=1.5", "below 1"),
+        ("data.val_fraction=2", "below 1"),
+        ("data.val_fraction=abc", "below 1"),
+        ("seed=abc", "whole number"),
+        ("seed=-1", "whole number"),
+        ("data.num_workers=abc", "auto or a whole number"),
+        ("data.batch_size=true", "whole number"),
+        ("trainer.gradient_clip=abc", "gradient_clip"),
+        ("trainer.accelerator=quantum", "one of auto, cpu"),
+        ("trainer.devices=2", "trains on one device"),
+        ("optimizer.weight_decay=-1", "weight_decay"),
+        ("scheduler.warmup=1", "warmup"),
         ("nonsense", "key=value"),
     ],
 )
@@ -48,6 +60,27 @@ def test_mistakes_are_named(override, word):
     with pytest.raises(ConfigError, match=word) as error:
         load_config([override])
     assert error.value.exit_code == 2
+
+
+def test_every_range_is_of_an_option_and_holds_its_default():
+    config = load_config([])
+    for key in NUMBERS:
+        section, _, name = key.rpartition(".")
+        assert name in (config[section] if section else config), key
+
+
+def test_parts_must_leave_something_to_train_on():
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        load_config(["data.val_fraction=0.5", "data.test_fraction=0.5"])
+
+
+def test_a_data_file_is_not_a_configuration(tmp_path):
+    path = tmp_path / "my.extxyz"
+    path.write_text('1\nLattice="1 0 0" a: b: c\nH 0 0 0\n')
+    with pytest.raises(ConfigError, match=r"to train on it: data\.train=.*my\.extxyz"):
+        load_config([], path)
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config([], tmp_path / "absent.yaml")
 
 
 def test_values_keep_their_meaning():

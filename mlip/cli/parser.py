@@ -1,0 +1,49 @@
+"""An argument parser whose errors are one line, say what was probably meant, and exit with 2."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Used for `mlip` and, by argparse, for each of its commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error, with the nearest of the known choices, and exit."""
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += _meant(match[1], re.findall(r"[\w.-]+", match[2]))
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parse a command line; nothing at all is a question, though not a complete command.
+
+        An unknown option is compared with those of the command it was given to.
+        """
+        args = list(sys.argv[1:] if argv is None else argv)
+        if not args:
+            self.print_help(sys.stderr)
+            self.exit(2)
+        parsed, unknown = self.parse_known_args(args)
+        if unknown:
+            parser = self._chosen(parsed)
+            words = [w.split("=")[0] for w in unknown if w.startswith("-")]
+            known = [option for action in parser._actions for option in action.option_strings]
+            hint = _meant(words[0], known) if words else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+    def _chosen(self, parsed: argparse.Namespace) -> Parser:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return action.choices.get(getattr(parsed, action.dest, ""), self)
+        return self
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,120 @@
+"""The folder of a run: which it is, that it can be written, and what is recorded at the start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlip.atomic import free_bytes
+from mlip.data.prepare import PreparedData
+from mlip.errors import CheckpointError, ConfigError
+from mlip.potential_file import package_versions
+from mlip.training.checkpoint import read_checkpoint
+from mlip.training.config import Config, to_yaml
+
+log = logging.getLogger("mlip")
+SPARE = 32 * 1024**2  # bytes for logs and the report
+BYTES_PER_PARAMETER = 80  # two checkpoints, one being written; weights, average, two moments each
+
+
+def choose_folder(config: Config) -> tuple[Path, Path | None]:
+    """Return the run folder and the checkpoint to continue from, without leaving anything behind.
+
+    Raises:
+        ConfigError: the folder is in use, or cannot be written.
+        CheckpointError: the checkpoint to continue from is missing, or from other settings.
+    """
+    name = config["name"] or config["model"]["name"]
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out_dir = Path(config["out_dir"] or Path("outputs") / str(name) / stamp)
+    _try_writing(out_dir)
+    resume = config["resume"]
+    if resume is False or resume is None:
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise ConfigError(
+                f"{out_dir} is not empty; choose another out_dir, or continue it with resume=auto"
+            )
+        return out_dir, None
+    if resume in (True, "auto"):
+        last = out_dir / "checkpoints" / "last.ckpt"
+        if not last.exists():
+            log.info("resume=auto: no checkpoint in %s, starting from scratch", out_dir)
+            return out_dir, None
+        checkpoint = last
+    else:
+        checkpoint = Path(str(resume))
+        if not checkpoint.exists():
+            raise CheckpointError(f"{checkpoint}: there is no such checkpoint")
+    content = read_checkpoint(checkpoint)
+    had_ema = "averaging_state" in content
+    if had_ema != (config["ema"]["decay"] > 0):
+        raise CheckpointError(
+            f"{checkpoint} was trained {'with' if had_ema else 'without'} weight averaging; set "
+            f"ema.decay={'as before' if had_ema else 0} to continue it"
+        )
+    log.info("Resume   %s, epoch %s", checkpoint, content["epoch"] + 1)
+    return out_dir, checkpoint
+
+
+def require_space(out_dir: Path, parameters: int) -> None:
+    """Refuse to start where not even the checkpoints have room.
+
+    Raises:
+        ConfigError: with what is free and what is needed.
+    """
+    free, needed = free_bytes(out_dir), SPARE + BYTES_PER_PARAMETER * parameters
+    if free < needed:
+        raise ConfigError(
+            f"{out_dir}: {free / 1e6:.0f} MB are free there and a run needs {needed / 1e6:.0f} MB; "
+            "make room or choose another out_dir"
+        )
+
+
+def record_start(config: Config, data: PreparedData, out_dir: Path) -> None:
+    """Write configuration, split, statistics and environment."""
+    (out_dir / "config.yaml").write_text(to_yaml(config))
+    (out_dir / "splits.json").write_text(json.dumps(data.split_record()))
+    (out_dir / "stats.json").write_text(json.dumps(data.stats.to_dict(), indent=1))
+    environment: dict[str, Any] = {
+        "versions": package_versions(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    (out_dir / "environment.json").write_text(json.dumps(environment, indent=1))
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Also write the log to a file; the caller removes the handler."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    return handler
+
+
+def _try_writing(out_dir: Path) -> None:
+    """Make a folder where the run folder will be, and remove it: permissions say too little."""
+    existing = out_dir.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigError(f"out_dir={out_dir}: {existing} is a file; choose another out_dir")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".mlip-"):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"out_dir={out_dir}: {existing} cannot be written ({error.strerror}); choose another "
+            "out_dir"
+        ) from error
