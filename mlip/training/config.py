@@ -40,6 +40,12 @@ def conf_dir() -> Path:
     raise ConfigError(f"no configuration found beside {package}; reinstall mlip-trainer")
 
 
+def data_dir() -> Path:
+    """Return the folder of the data that ship: beside `conf/`, in a checkout and in a wheel."""
+    conf = conf_dir()
+    return conf.with_name(conf.name.replace("conf", "data"))
+
+
 def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Config:
     """Compose the configuration.
 
@@ -103,7 +109,17 @@ def _compose(groups: Mapping[str, str]) -> Config:
     if not isinstance(out, dict):
         raise ConfigError("conf/train.yaml is not a table")
     config: Config = {str(k): v for k, v in out.items()}
+    for part in ("train", "val", "test"):
+        config["data"][part] = _shipped(config["data"][part])
     return config
+
+
+def _shipped(value: Any) -> Any:
+    """Find a file that conf/ names, wherever the program runs; overrides never come here."""
+    if not isinstance(value, str) or Path(value).exists() or Path(value).parts[:1] != ("data",):
+        return value
+    there = data_dir().joinpath(*Path(value).parts[1:])
+    return str(there) if there.exists() else value
 
 
 def _choices() -> dict[str, list[str]]:
