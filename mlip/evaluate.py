@@ -25,6 +25,7 @@ class ErrorSums:
     def __init__(self) -> None:
         self.sums = torch.zeros(len(self.NAMES), 3, dtype=torch.float64)  # |x|, x², count
         self.cosine = torch.zeros(2, dtype=torch.float64)  # sum, count
+        self.slope = torch.zeros(2, dtype=torch.float64)  # predicted along true forces, true ones
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
         """Add a batch. Labels that are NaN are not counted; predictions that are NaN must show."""
@@ -42,12 +43,20 @@ class ErrorSums:
             self.sums[row] += torch.stack(
                 [known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]
             )
-        known = ~torch.isnan(graph.forces).any(1) & (graph.forces.norm(dim=1) > 1e-3)
+        labelled = ~torch.isnan(graph.forces).any(1)
+        true, predicted = graph.forces[labelled].double(), prediction.forces[labelled].double()
+        along = torch.stack([(true * predicted).sum(), true.square().sum()])
+        self.slope += along.detach().cpu()
+        known = labelled & (graph.forces.norm(dim=1) > 1e-3)
         cosine = torch.cosine_similarity(prediction.forces[known], graph.forces[known])
         self.cosine += torch.stack([cosine.sum(), cosine.new_tensor(cosine.numel())]).cpu().detach()
 
     def compute(self) -> dict[str, float]:
-        """Return `*_mae`, `*_rmse` and `forces_cos` of the labels that occurred."""
+        """Return `*_mae`, `*_rmse`, `forces_cos` and `forces_slope` of the labels that occurred.
+
+        `forces_slope` is the regression of predicted on true forces through the origin; below one,
+        the potential is too soft (Deng et al., npj Comput. Mater. 11, 9, 2025).
+        """
         out: dict[str, float] = {}
         for name, (absolute, square, count) in zip(self.NAMES, self.sums.tolist(), strict=True):
             if count:
@@ -55,6 +64,8 @@ class ErrorSums:
                 out[f"{name}_rmse"] = (square / count) ** 0.5
         if self.cosine[1]:
             out["forces_cos"] = float(self.cosine[0] / self.cosine[1])
+        if self.slope[1]:
+            out["forces_slope"] = float(self.slope[0] / self.slope[1])
         return out
 
     def counts(self) -> dict[str, int]:
@@ -63,12 +74,13 @@ class ErrorSums:
 
     def state(self) -> Tensor:
         """Return everything as one tensor, to be summed over ranks."""
-        return torch.cat([self.sums.flatten(), self.cosine])
+        return torch.cat([self.sums.flatten(), self.cosine, self.slope])
 
     def load(self, state: Tensor) -> None:
         """Take what `state` returned."""
-        self.sums = state[:-2].reshape(self.sums.shape).double().cpu()
-        self.cosine = state[-2:].double().cpu()
+        self.sums = state[:-4].reshape(self.sums.shape).double().cpu()
+        self.cosine = state[-4:-2].double().cpu()
+        self.slope = state[-2:].double().cpu()
 
 
 @dataclass

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{label:20}{mae:10.2f}{rmse:10.2f}  {unit:10}{result.counts[key]:10}")
     if "forces_cos" in result.metrics:
         print(f"{'force cosine':20}{result.metrics['forces_cos']:10.4f}")
+    if "forces_slope" in result.metrics:
+        print(f"{'force slope':20}{result.metrics['forces_slope']:10.4f}")
     if result.forces_mae_per_element:
         cells = [f"{k} {1e3 * v:.1f}" for k, v in result.forces_mae_per_element.items()]
         print("force MAE by element (meV/A): " + "  ".join(cells))

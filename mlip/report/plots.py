@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 INK, TRAIN, VAL = "#222222", "#9aa5b1", "#1f5fa8"
 CURVES = (
@@ -25,11 +26,13 @@ PARITY = {
 }
 
 
-def learning_curves(metrics: Path, out: Path) -> None:
-    """Draw loss and errors against epochs from metrics.csv."""
+def learning_curves(metrics: Path, out: Path) -> bool:
+    """Draw loss and errors against epochs from metrics.csv; return whether there was anything."""
     with metrics.open() as handle:
         rows = list(csv.DictReader(handle))
     shown = [c for c in CURVES if any(r.get(f"{p}/{c[0]}") for r in rows for p in ("train", "val"))]
+    if not shown:
+        return False
     figure = Figure(figsize=(3.3 * len(shown), 3.0), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     for k, (name, label, factor) in enumerate(shown):
@@ -43,12 +46,15 @@ def learning_curves(metrics: Path, out: Path) -> None:
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, lw=1.6, label=part)
         axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_formatter(_PlainMinor(minor_thresholds=(1.5, 0.5)))
         axis.set_xlabel("epoch")
         axis.set_title(label, fontsize=10, color=INK, loc="left")
         _clean(axis)
-    if figure.axes:
-        figure.axes[0].legend(frameon=False, fontsize=9)
+    figure.axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(out)
+    return True
 
 
 def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> None:
@@ -79,14 +85,27 @@ def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> Non
         axis.set_title(title, fontsize=10, color=INK, loc="left")
         error = predicted - true
         text = (
-            f"MAE {factor * np.abs(error).mean():.3g} {small}\n"
-            f"RMSE {factor * np.sqrt(np.square(error).mean()):.3g} {small}\n{len(true):,} values"
+            f"MAE {_short(factor * np.abs(error).mean())} {small}\n"
+            f"RMSE {_short(factor * np.sqrt(np.square(error).mean()))} {small}\n"
+            f"{len(true):,} values"
         )
         axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=INK)
         _clean(axis)
     figure.savefig(out)
 
 
+class _PlainMinor(LogFormatter):
+    """Labels between the powers of ten where these are few, as plain numbers."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _clean(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
-    axis.tick_params(labelsize=8, colors=INK)
+    axis.tick_params(which="both", labelsize=8, colors=INK)
+
+
+def _short(value: float) -> str:
+    """Three digits, but never an exponent for what is above one."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

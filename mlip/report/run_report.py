@@ -1,4 +1,8 @@
-"""report.md: what was trained on what, how well it does, and how to do it again."""
+"""The report of a run: what was trained on what, how well it does, and how to do it again.
+
+Written twice with the same content: `report.html` to look at and pass on, `report.md` to read in a
+terminal or a diff.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from mlip.evaluate import Evaluation
+from mlip.report.html import render_html
 from mlip.report.plots import learning_curves, parity
 
+# metric, words, unit, factor, the label that it is an error of
 ROWS = (
-    ("energy_mae", "energy MAE", "meV", 1e3),
-    ("energy_rmse", "energy RMSE", "meV", 1e3),
-    ("energy_per_atom_mae", "energy MAE per atom", "meV/atom", 1e3),
-    ("energy_per_atom_rmse", "energy RMSE per atom", "meV/atom", 1e3),
-    ("forces_mae", "force MAE", "meV/Å", 1e3),
-    ("forces_rmse", "force RMSE", "meV/Å", 1e3),
-    ("forces_cos", "force cosine", "", 1.0),
-    ("stress_mae", "stress MAE", "meV/Å³", 1e3),
-    ("stress_rmse", "stress RMSE", "meV/Å³", 1e3),
+    ("energy_mae", "energy MAE", "meV", 1e3, "energy"),
+    ("energy_rmse", "energy RMSE", "meV", 1e3, "energy"),
+    ("energy_per_atom_mae", "energy MAE per atom", "meV/atom", 1e3, "energy"),
+    ("energy_per_atom_rmse", "energy RMSE per atom", "meV/atom", 1e3, "energy"),
+    ("forces_mae", "force MAE", "meV/Å", 1e3, "forces"),
+    ("forces_rmse", "force RMSE", "meV/Å", 1e3, "forces"),
+    ("forces_cos", "force cosine", "", 1.0, "forces"),
+    ("forces_slope", "force slope", "", 1.0, "forces"),
+    ("stress_mae", "stress MAE", "meV/Å³", 1e3, "stress"),
+    ("stress_rmse", "stress RMSE", "meV/Å³", 1e3, "stress"),
 )
+GOOD_SLOPES = (0.95, 1.05)
 
 
 def write_report(
@@ -30,32 +38,77 @@ def write_report(
     facts: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
 ) -> Path:
-    """Write `run/report/` with report.md and figures; return the report's path."""
+    """Write `run/report/` with both reports and the figures; return the path of the HTML."""
     folder = run / "report"
     folder.mkdir(exist_ok=True)
-    lines = [f"# {title}", ""]
     parts = {name: e for name, e in evaluations.items() if e.metrics}
-    if parts:
-        lines += ["| error | unit | " + " | ".join(parts) + " |", "|---" * (len(parts) + 2) + "|"]
-        for key, label, unit, factor in ROWS:
-            if any(key in e.metrics for e in parts.values()):
-                cells = [
-                    f"{factor * e.metrics[key]:.3f}" if key in e.metrics else "–"
-                    for e in parts.values()
-                ]
-                lines.append(f"| {label} | {unit} | {' | '.join(cells)} |")
-        counts = [str(e.counts["structures"]) for e in parts.values()]
-        lines += [f"| structures | | {' | '.join(counts)} |", ""]
+    header, rows = _table(parts)
+    warnings = [text for name, e in parts.items() if (text := slope_warning(name, e.metrics))]
+    figures = []
     metrics = run / "metrics.csv"
-    if metrics.exists():
-        learning_curves(metrics, folder / "learning_curves.png")
-        lines += ["![learning curves](learning_curves.png)", ""]
+    if metrics.exists() and learning_curves(metrics, folder / "learning_curves.png"):
+        figures.append(("learning curves", folder / "learning_curves.png"))
     for name, evaluation in parts.items():
         if evaluation.pairs:
-            parity(evaluation.pairs, folder / f"parity_{name}.png")
-            lines += [f"Parity, {name}:", "", f"![parity {name}](parity_{name}.png)", ""]
+            path = folder / f"parity_{name}.png"
+            parity(evaluation.pairs, path)
+            figures.append((f"predicted against reference, {name}", path))
+    lines = [f"# {title}", ""]
+    if rows:
+        lines += [_line(header), "|" + "---|" * len(header), *map(_line, rows), ""]
+    for text in warnings:
+        lines += [f"**Warning:** {text}", ""]
+    for caption, path in figures:
+        lines += [f"![{caption}]({path.name})", ""]
     lines += ["## Data", "", "```", *summary, "```", "", "## Run", "", "| | |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in facts.items()]
-    path = folder / "report.md"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    lines += [_line((key, str(value))) for key, value in facts.items()]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = render_html(
+        title,
+        header=header,
+        rows=rows,
+        warnings=warnings,
+        figures=figures,
+        summary=summary,
+        facts=facts,
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def slope_warning(part: str, metrics: Mapping[str, float]) -> str | None:
+    """Say it if forces are systematically too small or too large; None if they are not."""
+    slope = metrics.get("forces_slope")
+    if slope is None or GOOD_SLOPES[0] <= slope <= GOOD_SLOPES[1]:
+        return None
+    word = "soft" if slope < 1 else "stiff"
+    return (
+        f"the force slope of {part} is {slope:.3f}, outside {GOOD_SLOPES[0]} to {GOOD_SLOPES[1]}: "
+        f"the potential is too {word}; train longer, or on more structures far from equilibrium"
+    )
+
+
+def _table(parts: Mapping[str, Evaluation]) -> tuple[list[str], list[list[str]]]:
+    """Return the table of errors: beside each error, over how many numbers it is."""
+    header = ["error", "unit"]
+    for name in parts:
+        header += [name, "numbers"]
+    rows = []
+    for key, label, unit, factor, of in ROWS:
+        if any(key in e.metrics for e in parts.values()):
+            row = [label, unit]
+            for e in parts.values():
+                there = key in e.metrics
+                row += [f"{factor * e.metrics[key]:.3f}" if there else "–"]
+                row += [f"{e.counts[of]:,}" if there else "0"]
+            rows.append(row)
+    for what in ("structures", "atoms") if parts else ():
+        row = [what, ""]
+        for e in parts.values():
+            row += ["", f"{e.counts[what]:,}"]
+        rows.append(row)
+    return header, rows
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -45,8 +45,8 @@ def test_train_then_use(mlip, tmp_path):
     assert "Epoch    3/3" in done.stdout
     assert "stress    " in done.stdout
     wanted = """config.yaml train.log metrics.csv splits.json stats.json environment.json
-        checkpoints/last.ckpt checkpoints/best.ckpt report/report.md report/learning_curves.png
-        report/parity_val.png"""
+        checkpoints/last.ckpt checkpoints/best.ckpt report/report.md report/report.html
+        report/learning_curves.png report/parity_val.png"""
     for name in wanted.split():
         assert (out / name).stat().st_size > 0, name
     rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
