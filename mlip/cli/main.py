@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from mlip import __version__
 from mlip.cli import evaluate, info, md, predict, relax, train
+from mlip.cli.allocator import keep_freed_memory
 from mlip.cli.parser import Parser
 from mlip.errors import MLIPError
 
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    keep_freed_memory()
     try:
         return _flushed(args.run(args))
     except MLIPError as error:
