@@ -18,6 +18,7 @@ from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.training.loss import HuberLoss
 from mlip.training.objectives import Objective
+from mlip.training.optimizers import make_optimizer
 
 MAX_BAD_STEPS = 3
 
@@ -132,17 +133,8 @@ class PotentialModule(L.LightningModule):
         self.print(f"step {self.global_step}: gradient is not finite, step skipped (frames {rows})")
 
     def configure_optimizers(self) -> Any:
-        """AdamW with decay on matrices only, learning rate by progress."""
-        matrices = [p for p in self.potential.parameters() if p.requires_grad and p.dim() >= 2]
-        others = [p for p in self.potential.parameters() if p.requires_grad and p.dim() < 2]
-        options = self.optimizer_options
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": options["weight_decay"]},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=options["lr"],
-        )
+        """The configured optimiser, learning rate by progress."""
+        optimizer = make_optimizer(self.potential, self.optimizer_options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {
             "optimizer": optimizer,

@@ -55,7 +55,7 @@ def fit(potential: Potential, batches: list[AtomGraph], *callbacks: L.Callback) 
         potential,
         HuberLoss(1.0, 1.0, 0.0, delta=0.5, force_scale=1.0),
         standard,
-        optimizer={"lr": 1e-2, "weight_decay": 0.0},
+        optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
         scheduler={"warmup": 0.0, "final": 1.0},
         limits=Limits(1, None, None),
         steps_per_epoch=len(batches),
