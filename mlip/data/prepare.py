@@ -87,7 +87,7 @@ class PreparedData:
             f"         {e0.method}, rank {e0.rank} of {len(e0.table)}; |E - E0| mean "
             f"{e0.residual_mean:.3f}, max {e0.residual_max:.3f} eV/atom",
             f"Graph    cutoff {self.cutoff:g} A, neighbours mean {stats.avg_num_neighbors:.1f} max "
-            f"{stats.max_num_neighbors}; |F| rms {stats.force_scale:.3f} eV/A",
+            f"{stats.max_num_neighbors}; typical |F| {stats.force_scale:.3f} eV/A",
         ]
         if e0.residual_mean > 10:
             lines.append(

