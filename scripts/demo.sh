@@ -11,4 +11,4 @@ mlip relax "$POTENTIAL" data/emt-mini/cu-distorted.cif "$RUN/cu-relaxed.cif" --f
 echo "(EMT's own lattice constant of copper is 3.590 A)"
 mlip md "$POTENTIAL" "$RUN/cu-relaxed.cif" --repeat 2 2 2 --ensemble nve --temperature 300 \
   --timestep 2 --steps 500 --dtype float64 --output "$RUN/md.traj"
-echo "demo: done; the report is $RUN/report/report.md"
+echo "demo: done; the report is $RUN/report/report.html"
