@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         "elements": " ".join(document["species"]),
         "cutoff": f"{document['cutoff']:g} A",
         "priors": ", ".join(document["priors"]) or "none",
-        "symmetry": document["symmetry"],
+        "symmetry": document["symmetry"] + _measured(document),
         "conservative": document["conservative"],
         "extensive": document["extensive"],
         "E0 (eV)": "  ".join(f"{k} {v:.4f}" for k, v in document["e0"][0].items()),
@@ -61,6 +61,13 @@ def run(args: argparse.Namespace) -> int:
         if name.endswith("_mae"):
             print(f"{name:32}{1e3 * value:10.3f} {_unit(name)}")
     return 0
+
+
+def _measured(document: dict[str, Any]) -> str:
+    rotation = document.get("symmetry_errors", {}).get("rotation", {})
+    if "forces_rmse" not in rotation:
+        return ""
+    return f" (rotated structures: forces differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"
 
 
 def _unit(name: str) -> str:

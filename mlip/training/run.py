@@ -28,6 +28,7 @@ from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential
 from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
+from mlip.symmetry import symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
@@ -184,7 +185,8 @@ def _finish(
             metrics |= {f"{part}/{k}": v for k, v in evaluations[part].metrics.items()}
             log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
     counts = {part: e.counts for part, e in evaluations.items()}
-    add_metadata(path, {"metrics": metrics, "metric_counts": counts})
+    symmetry = _measure_symmetry(data, potential)
+    add_metadata(path, {"metrics": metrics, "metric_counts": counts, "symmetry_errors": symmetry})
     report = write_report(
         out_dir,
         title=f"{config['name'] or config['model']['name']}: training report",
@@ -193,12 +195,21 @@ def _finish(
             "potential": path,
             "wall time": f"{seconds:.0f} s",
             "parameters": f"{sum(p.numel() for p in potential.parameters()):,}",
+            "change under rotation": f"{1e3 * symmetry['rotation']['forces_rmse']:.2g} meV/Å of "
+            f"forces, {1e3 * symmetry['rotation']['energy_per_atom_rmse']:.2g} meV/atom",
             "again": f"`mlip train {out_dir / 'config.yaml'} out_dir=NEW`",
         },
         evaluations=evaluations,
     )
     log.info(f"Report   {report}")
     return RunResult(out_dir, path, metrics)
+
+
+def _measure_symmetry(data: PreparedData, potential: Potential) -> dict[str, dict[str, float]]:
+    loader = data.loader("val") or data.loader("train")
+    if loader is None:
+        raise TrainingError("there is no structure to measure symmetry on")
+    return symmetry_errors(potential, next(iter(loader)).to(potential.device))
 
 
 def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:

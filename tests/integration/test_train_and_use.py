@@ -57,6 +57,9 @@ def test_train_then_use(mlip, tmp_path):
 
     potential = out / "potential.safetensors"
     assert "Cu" in mlip("info", out, check=0).stdout
+    document = json.loads(mlip("info", out, "--json", check=0).stdout)
+    for operation in ("rotation", "inversion"):  # float32: 7 digits of forces of 1 eV/Å
+        assert 0 < document["symmetry_errors"][operation]["forces_rmse"] < 1e-5
     mlip("evaluate", potential, DATA, "--output", tmp_path / "e.json", check=0)
     table = json.loads((tmp_path / "e.json").read_text())
     assert table["counts"]["structures"] == 240

@@ -375,7 +375,7 @@ TRAINING = (
     ),
     Bug(
         "augmentation leaves the force labels behind",
-        "mlip/training/objectives.py",
+        "mlip/symmetry.py",
         "forces=turn(graph.forces)",
         "forces=graph.forces",
         (f"{LOSS}::test_augmentation_turns_labels_with_the_structure",),
