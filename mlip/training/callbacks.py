@@ -71,10 +71,16 @@ class RunLimits(L.Callback):
                 signal.signal(number, self._remember)
             except ValueError:  # not the main thread: signals are the caller's business
                 break
+        self._tell_length(trainer)  # a run that continues within an epoch does not start it
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the loader which epoch's order to use."""
+        """Tell the loader which epoch's order to use, and Lightning how many batches that makes.
+
+        Under a budget of atoms or edges the number differs from epoch to epoch; Lightning asks
+        once, and would drop the batches beyond, or never reach the one it validates after.
+        """
         self.loader.start_epoch(trainer.current_epoch)
+        self._tell_length(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
@@ -112,6 +118,13 @@ class RunLimits(L.Callback):
         """Leave between two epochs."""
         if self.signal is not None:
             self._save_and_leave(trainer)
+
+    def _tell_length(self, trainer: L.Trainer) -> None:
+        batches = len(self.loader)
+        loop = trainer.fit_loop
+        loop.max_batches = trainer.val_check_batch = batches
+        if loop._combined_loader is not None:
+            loop._combined_loader.limits = [batches]
 
     def _save_and_leave(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.last)
