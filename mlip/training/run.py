@@ -35,7 +35,14 @@ from mlip.training.config import Config, load_config, validate_config
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, PotentialModule
 from mlip.training.objectives import make_objective
-from mlip.training.run_folder import choose_folder, log_to, record_start, require_space
+from mlip.training.run_folder import (
+    choose_folder,
+    claim_folder,
+    log_to,
+    record_start,
+    require_same_run,
+    require_space,
+)
 
 log = logging.getLogger("mlip")
 LABELS = ("energy", "forces", "stress")
@@ -78,7 +85,10 @@ def train(
     data = _prepare(config, weights)
     _drop_absent_stress(config, data, weights)
 
-    out_dir.mkdir(parents=True, exist_ok=True)
+    if checkpoint is not None:
+        require_same_run(config, data, checkpoint)
+
+    out_dir = claim_folder(config, out_dir, checkpoint)
     handler = log_to(out_dir / "train.log")
     try:
         return _train(config, data, out_dir, checkpoint)

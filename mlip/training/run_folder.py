@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mlip.atomic import free_bytes
 from mlip.data.prepare import PreparedData
@@ -76,6 +77,63 @@ def require_space(out_dir: Path, parameters: int) -> None:
             f"{out_dir}: {free / 1e6:.0f} MB are free there and a run needs {needed / 1e6:.0f} MB; "
             "make room or choose another out_dir"
         )
+
+
+def claim_folder(config: Config, out_dir: Path, checkpoint: Path | None) -> Path:
+    """Make the run folder and return it; of two runs that start at once only one gets it.
+
+    A name that was made from the time gets a number when another run has it.
+
+    Raises:
+        ConfigError: a run that does not continue finds another one's files.
+    """
+    if checkpoint is not None or config["resume"]:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        return out_dir
+    for attempt in range(1, 1000):
+        folder = out_dir if attempt == 1 else out_dir.with_name(f"{out_dir.name}-{attempt}")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "train.log").touch(exist_ok=False)
+        except FileExistsError:
+            if config["out_dir"] is None:
+                continue
+            break
+        return folder
+    raise ConfigError(f"{out_dir}: another run has just begun there; choose another out_dir")
+
+
+def require_same_run(config: Config, data: PreparedData, checkpoint: Path) -> None:
+    """Refuse to continue a run with another model, or with other data or another split.
+
+    With another split, structures that were trained on would be validated on.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    old = checkpoint.parent.parent
+    if (old / "config.yaml").exists():
+        before = yaml.safe_load((old / "config.yaml").read_text())
+        pairs = [(f"model.{k}", k, before["model"], config["model"]) for k in config["model"]]
+        pairs.append(("optimizer", "name", before["optimizer"], config["optimizer"]))
+        pairs.append(("trainer.precision", "precision", before["trainer"], config["trainer"]))
+        for key, name, then, now in pairs:
+            if then.get(name) != now[name]:
+                raise CheckpointError(
+                    f"{checkpoint} was trained with {key}={then.get(name)}, and now it is "
+                    f"{now[name]}; give the same to continue, or begin a new run"
+                )
+    if (old / "splits.json").exists():
+        then, now = json.loads((old / "splits.json").read_text()), data.split_record()
+        for part in ("train", "val"):
+            # Rows only: the same file may be called by another path.
+            rows_then, rows_now = list(then[part].values()), list(now[part].values())
+            if rows_then != rows_now:
+                raise CheckpointError(
+                    f"{checkpoint} was trained on another {part} part ("
+                    f"{sum(map(len, rows_then))} structures, now {sum(map(len, rows_now))}); give "
+                    "the same data.* and seed to continue, or begin a new run"
+                )
 
 
 def record_start(config: Config, data: PreparedData, out_dir: Path) -> None:
