@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,11 @@ class Evaluation:
 
 
 def evaluate_batches(
-    potential: Potential, batches: Iterable[AtomGraph], *, collect: bool = False
+    potential: Potential,
+    batches: Iterable[AtomGraph],
+    *,
+    collect: bool = False,
+    observe: Callable[[Prediction, AtomGraph], None] | None = None,
 ) -> Evaluation:
     """Compare predictions with labels.
 
@@ -110,6 +114,7 @@ def evaluate_batches(
         potential: frozen, on the device to use.
         batches: with labels (NaN = none); consumed one by one.
         collect: keep the pairs of values for parity plots (up to 200,000 each).
+        observe: also called with every prediction and its batch.
     """
     sums = ErrorSums()
     element_sum, element_count = torch.zeros(119).double(), torch.zeros(119).double()
@@ -121,6 +126,8 @@ def evaluate_batches(
         with torch.no_grad():
             prediction = potential(graph)
         sums.update(prediction, graph)
+        if observe:
+            observe(prediction, graph)
         structures += graph.num_graphs
         atoms += len(graph.atomic_numbers)
         error = (prediction.forces - graph.forces).abs().mean(1).cpu()

@@ -85,9 +85,7 @@ def save_potential(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": _hash(tensors),
     }
-    text = json.dumps(document, sort_keys=True, allow_nan=False, default=_plain)
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"mlip": text})
+    _write(path, tensors, document)
 
 
 def add_metadata(path: Path | str, updates: Mapping[str, Any]) -> None:
@@ -95,9 +93,7 @@ def add_metadata(path: Path | str, updates: Mapping[str, Any]) -> None:
     document = {**read_metadata(path), **updates}
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    text = json.dumps(document, sort_keys=True, allow_nan=False, default=_plain)
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"mlip": text})
+    _write(path, tensors, document)
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -271,12 +267,23 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def _write(path: Path | str, tensors: dict[str, Tensor], document: Mapping[str, Any]) -> None:
+    text = json.dumps(_plain(document), sort_keys=True, allow_nan=False)
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"mlip": text})
+
+
 def _plain(value: Any) -> Any:
+    """Return what JSON can hold: an error that is not finite is null, not the end of the run."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if isinstance(value, int | float | str | bool) else str(value)
+    return value if value is None or isinstance(value, int | float | str | bool) else str(value)
 
 
 def package_versions() -> dict[str, str]:

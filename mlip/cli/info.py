@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for key, value in rows.items():
         print(f"{key:14}{value}")
     for name, value in sorted(document.get("metrics", {}).items()):
-        if name.endswith("_mae"):
+        if name.endswith("_mae") and value is not None:
             print(f"{name:32}{1e3 * value:10.3f} {_unit(name)}")
     return 0
 

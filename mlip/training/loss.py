@@ -62,3 +62,20 @@ class HuberLoss:
         delta = self.delta
         loss = torch.where(size < delta, 0.5 * chosen.square(), delta * (size - 0.5 * delta))
         return torch.stack([(weight * loss).sum(), loss.new_tensor(float(loss.numel()))])
+
+
+class LossTotal:
+    """The loss of many batches as one: sums over counts, whatever the batches."""
+
+    def __init__(self, loss: HuberLoss) -> None:
+        self.loss = loss
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, prediction: Prediction, graph: AtomGraph) -> None:
+        """Add a batch."""
+        for name, value in self.loss.sums(prediction, graph).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+
+    def mean(self) -> float:
+        """Return the loss; NaN before the first batch."""
+        return float(self.loss.combine(self.sums)) if self.sums else float("nan")

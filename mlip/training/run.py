@@ -32,7 +32,7 @@ from mlip.symmetry import symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
-from mlip.training.loss import HuberLoss
+from mlip.training.loss import HuberLoss, LossTotal
 from mlip.training.module import Limits, PotentialModule
 from mlip.training.objectives import make_objective
 from mlip.training.run_folder import (
@@ -168,11 +168,18 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         )
         if checkpoint is None or not guard.used_up(read_checkpoint(checkpoint)):
             trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
-    return _finish(config, data, out_dir, potential, time.monotonic() - began)
+    seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+    return _finish(config, data, out_dir, potential, loss, seen, time.monotonic() - began)
 
 
 def _finish(
-    config: Config, data: PreparedData, out_dir: Path, potential: Potential, seconds: float
+    config: Config,
+    data: PreparedData,
+    out_dir: Path,
+    potential: Potential,
+    loss: HuberLoss,
+    metrics: dict[str, float],
+    seconds: float,
 ) -> RunResult:
     """Write the potential, then evaluate it, then write what was found."""
     best = out_dir / "checkpoints" / "best.ckpt"
@@ -187,16 +194,19 @@ def _finish(
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
     evaluations: dict[str, Evaluation] = {}
-    metrics: dict[str, float] = {}
     for part in ("val", "test"):
         loader = data.loader(part)
         if loader is not None:
-            evaluations[part] = evaluate_batches(potential, loader, collect=True)
-            metrics |= {f"{part}/{k}": v for k, v in evaluations[part].metrics.items()}
+            total = LossTotal(loss)
+            evaluation = evaluate_batches(potential, loader, collect=True, observe=total.add)
+            evaluations[part] = evaluation
+            found = {"loss": total.mean(), **evaluation.metrics}
+            metrics = metrics | {f"{part}/{k}": v for k, v in found.items()}
             log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
     counts = {part: e.counts for part, e in evaluations.items()}
+    add_metadata(path, {"metrics": metrics, "metric_counts": counts})
     symmetry = _measure_symmetry(data, potential)
-    add_metadata(path, {"metrics": metrics, "metric_counts": counts, "symmetry_errors": symmetry})
+    add_metadata(path, {"symmetry_errors": symmetry})
     report = write_report(
         out_dir,
         title=f"{config['name'] or config['model']['name']}: training report",

@@ -107,3 +107,10 @@ def test_unknown_names_suggest_the_nearest():
         build_potential(spec(cutof=3.0))
     with pytest.raises(ConfigError, match="did you mean 'facet'"):
         build_potential(PotentialSpec("facett", {"cutoff": 4.0}, SPECIES, (E0,), 1.0))
+
+
+def test_an_error_that_is_not_finite_is_null(saved):
+    """A run that ends with a NaN metric must still end with its file."""
+    path, _ = saved
+    add_metadata(path, {"metrics": {"val/loss": float("nan"), "val/deep": [float("inf"), 1.0]}})
+    assert read_metadata(path)["metrics"] == {"val/loss": None, "val/deep": [None, 1.0]}
