@@ -104,6 +104,8 @@ class Facet(nn.Module):
         if charge_spin:
             self.embed_charge = nn.Embedding(2 * MAX_CHARGE + 1, scalars)
             self.embed_spin = nn.Embedding(MAX_SPIN + 1, scalars)
+            for table in (self.embed_charge, self.embed_spin):  # an unseen state changes nothing
+                nn.init.zeros_(table.weight)
         self.basis = BASES[radial](self.cutoff, num_basis)
         norm = float(max(avg_num_neighbors, 1.0)) ** -neighbor_exponent
         up = grid_channels or max(channels[1:])
