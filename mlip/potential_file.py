@@ -289,7 +289,7 @@ def _plain(value: Any) -> Any:
 def package_versions() -> dict[str, str]:
     """Return the versions that matter for reproducing a prediction."""
     out = {"python": platform.python_version()}
-    for name in ("mlip-trainer", "torch", "numpy", "ase", "vesin"):
+    for name in ("mlip-trainer", "torch", "lightning", "torch-geometric", "numpy", "ase", "vesin"):
         try:
             out[name] = version(name)
         except PackageNotFoundError:

@@ -16,7 +16,6 @@ from typing import Any
 import lightning as L  # noqa: N812
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
@@ -30,6 +29,7 @@ from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
 from mlip.symmetry import symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
+from mlip.training.card import training_card
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
 from mlip.training.loss import HuberLoss, LossTotal
@@ -189,7 +189,7 @@ def _finish(
     potential.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
     potential = potential.cpu()
     path = out_dir / "potential.safetensors"
-    save_potential(path, potential, {"training": _training_card(config, data)})
+    save_potential(path, potential, {"training": training_card(config, data)})
     log.info(f"Saved    {path}")
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
@@ -342,22 +342,6 @@ def _accelerator(setting: str) -> str:
             "a torch built for your GPU"
         )
     return "cuda" if setting == "gpu" else setting
-
-
-def _training_card(config: Config, data: PreparedData) -> dict[str, Any]:
-    stats = data.stats
-    return {
-        "sources": data.parts["train"][0].sources,
-        "elements": [chemical_symbols[z] for z in stats.species],
-        "structures": stats.num_structures,
-        "atoms": stats.num_atoms,
-        "label_coverage": data.coverage.counts,
-        "energy": config["data"]["energy"],
-        "charge_range": stats.charge_range,
-        "spin_range": stats.spin_range,
-        "force_scale": stats.force_scale,
-        "store_hash": data.parts["train"][0].manifest["blake2b"],
-    }
 
 
 def _in_milli(metrics: Mapping[str, float]) -> str:

@@ -58,6 +58,11 @@ def test_train_then_use(mlip, tmp_path):
     potential = out / "potential.safetensors"
     assert "Cu" in mlip("info", out, check=0).stdout
     document = json.loads(mlip("info", out, "--json", check=0).stdout)
+    card = document["training"]
+    assert card["parts"]["val"]["structures"] == len(next(iter(splits["val"].values())))
+    low, high = card["label_ranges"]["forces"]
+    assert low < 0 < high
+    assert card["recipe"]["seed"] == 1
     last = rows[-1]
     assert document["metrics"]["train/loss"] == pytest.approx(float(last["train/loss"]))
     best = min(float(row["val/loss"]) for row in rows)  # the file holds the best weights
