@@ -1,8 +1,8 @@
 """`AtomGraph`: the one data structure that crosses module borders.
 
 Upstream of it are files and `ase.Atoms`; downstream are tensors. `SCHEMA` is the contract (names,
-shapes, dtypes, units); collating, moving between devices, the torch-geometric conversion and the
-table in ARCHITECTURE.md all follow it. Models only ever see batches: one structure is a batch of
+shapes, dtypes, units); collating, moving between devices and the torch-geometric conversion follow
+it. Models only ever see batches: one structure is a batch of
 one. Field names and the direction of `edge_index` are torch-geometric's, but nothing here imports
 it (2 s at start-up) unless `to_pyg` is called.
 """
@@ -112,7 +112,7 @@ class AtomGraph:
         )
 
     def pin_memory(self) -> AtomGraph:
-        """Return the same batch in page-locked memory (called by the data loader)."""
+        """Return the same batch in page-locked memory, for copies to an accelerator."""
         return AtomGraph(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
     @classmethod

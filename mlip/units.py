@@ -1,8 +1,8 @@
 """The one unit system, and the factors into it.
 
 Inside `mlip`: Å, eV, eV/Å, eV/Å³, fs at the borders, atomic mass units. Stress follows ASE,
-sigma = (1/V) dE/d(strain), negative under compression. Only `mlip.data.readers` (files in) and the
-command line (GPa, fs) convert; nothing between them does.
+sigma = (1/V) dE/d(strain), negative under compression. Files are converted by
+`mlip.data.readers`; relaxation and dynamics take GPa and fs by arguments that say so.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -56,11 +56,6 @@ class PotentialSpec:
     charge_spin: bool = False
     priors: tuple[str, ...] = ()
     head_names: tuple[str, ...] = ("default",)
-    version: int = field(default=1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON-able values."""
-        return asdict(self)
 
 
 def build_potential(spec: PotentialSpec) -> Potential:

@@ -73,10 +73,8 @@ def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Con
     for key, value in settings:
         if key in choices and not isinstance(value, Mapping):
             word = "none" if value is None else str(value)
-            if word not in choices[key] and key != "experiment":
+            if word not in choices[key]:
                 raise ConfigError(_unknown(word, choices[key], f"{key}="))
-            if key == "experiment" and word not in choices[key]:
-                raise ConfigError(_unknown(word, choices[key], "experiment="))
             groups[key] = word
     config = _compose(groups)
     for key, value in settings:
@@ -192,8 +190,8 @@ def _unknown(word: str, known: Sequence[str], prefix: str) -> str:
 
 def _parse(text: str) -> Any:
     text = text.strip()
-    words = {"true": True, "false": False, "null": None, "none": None, "": None}
-    if text.lower() in words and text.lower() != "none":
+    words = {"true": True, "false": False, "null": None, "": None}
+    if text.lower() in words:
         return words[text.lower()]
     if text[:1] in "[{" and not Path(text).exists():
         try:
