@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from mlip.training.loss import HuberLoss
 from mlip.training.objectives import Objective
 from mlip.training.optimizers import make_optimizer
 
+log = logging.getLogger("mlip")
 MAX_BAD_STEPS = 3
 
 
@@ -130,7 +132,9 @@ class PotentialModule(L.LightningModule):
                 f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (last "
                 f"at frames {rows}); check those labels, or lower optimizer.lr"
             )
-        self.print(f"step {self.global_step}: gradient is not finite, step skipped (frames {rows})")
+        log.warning(
+            "step %d: gradient is not finite, step skipped (frames %s)", self.global_step, rows
+        )
 
     def configure_optimizers(self) -> Any:
         """The configured optimiser, learning rate by progress."""
