@@ -91,8 +91,9 @@ def run_md(
     rng = np.random.default_rng(seed)
     if not atoms.has("momenta") or not np.abs(atoms.get_momenta()).max() > 0:
         _thermalize(atoms, temperature, rng)
+    freedom = _degrees_of_freedom(atoms)
     dynamics = _integrator(
-        ensemble, atoms, temperature, timestep_fs, pressure_gpa, relaxation_fs, rng
+        ensemble, atoms, freedom, temperature, timestep_fs, pressure_gpa, relaxation_fs, rng
     )
     rows: list[dict[str, float]] = []
     path = Path(output) if output else None
@@ -110,7 +111,7 @@ def run_md(
             "epot_eV": potential,
             "ekin_eV": kinetic,
             "etot_eV": potential + kinetic,
-            "temperature_K": atoms.get_temperature(),
+            "temperature_K": 2.0 * kinetic / (freedom * units.kB),
         }
         if atoms.pbc.all():
             stress = atoms.get_stress(include_ideal_gas=True)
@@ -155,9 +156,21 @@ def _thermalize(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) 
     atoms.set_momenta(momenta)
 
 
+def _degrees_of_freedom(atoms: ase.Atoms) -> int:
+    """Number of momenta that heat can go to: a drift that is zero stays zero.
+
+    Counting the drift, four atoms held at 300 K would move as at 400 K.
+    """
+    freedom = int(atoms.get_number_of_degrees_of_freedom())
+    momenta = atoms.get_momenta()
+    still = np.abs(momenta.sum(0)).max() <= 1e-9 * np.abs(momenta).sum()
+    return freedom - 3 if still and not atoms.constraints and len(atoms) > 1 else freedom
+
+
 def _integrator(
     ensemble: str,
     atoms: ase.Atoms,
+    freedom: int,
     temperature: float,
     timestep_fs: float,
     pressure_gpa: float,
@@ -168,12 +181,14 @@ def _integrator(
     if ensemble == "nve":
         return VelocityVerlet(atoms, dt)
     if ensemble == "nvt":
-        return Bussi(atoms, dt, temperature_K=temperature, taut=relaxation_fs * units.fs, rng=rng)
+        bussi = Bussi(atoms, dt, temperature_K=temperature, taut=relaxation_fs * units.fs, rng=rng)
+        bussi.ndof, bussi.target_kinetic_energy = freedom, 0.5 * freedom * bussi.temp
+        return bussi
     if not atoms.pbc.all():
         raise ConfigError(f"npt needs a 3-D cell, and this structure has pbc={atoms.pbc.tolist()}")
     if atoms.constraints:
         raise ConfigError("npt cannot hold atoms fixed; use nvt, or free them")
-    return IsotropicMTKNPT(
+    integrator = IsotropicMTKNPT(
         atoms,
         dt,
         temperature_K=temperature,
@@ -181,3 +196,7 @@ def _integrator(
         tdamp=relaxation_fs * units.fs,
         pdamp=10 * relaxation_fs * units.fs,
     )
+    # ASE counts 3N degrees of freedom, in all of its equations by way of the number of atoms.
+    for part in (integrator, integrator._thermostat, integrator._barostat):
+        part._num_atoms_global = freedom // 3
+    return integrator

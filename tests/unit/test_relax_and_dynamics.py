@@ -41,3 +41,22 @@ def test_a_free_atom_flies_at_its_speed():
     assert result.rows[-1]["ekin_eV"] == pytest.approx(1.0)
     # CODATA of different years differ by 1e-8
     np.testing.assert_allclose(result.atoms.positions[0], [20.0 * speed, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("ensemble", ["nvt", "npt"])
+def test_thermostats_hold_the_temperature_of_what_moves(ensemble):
+    """Four atoms without drift have nine degrees of freedom: <K> = 9/2 kT, not 12/2.
+
+    The samples are one relaxation time apart or more, so the error of their mean is about
+    sqrt(2/9/n) of T; five of those are allowed, and 12/9 is far outside.
+    """
+    atoms = bulk("C", "fcc", a=1.56, cubic=True)
+    result = run_md(
+        MLIPCalculator(build("lennard_jones")), atoms, ensemble=ensemble, temperature=300.0,
+        timestep_fs=0.5, steps=6000, relaxation_fs=10.0, log_interval=40, seed=1,
+    )  # fmt: skip
+    rows = result.rows[30:]
+    kinetic = np.mean([row["ekin_eV"] for row in rows]) * EV
+    temperature = kinetic / (4.5 * 1.380649e-23)
+    assert temperature == pytest.approx(300.0, rel=5 * np.sqrt(2 / 9 / len(rows)))
+    assert np.mean([r["temperature_K"] for r in rows]) == pytest.approx(temperature, rel=1e-6)
