@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 log = logging.getLogger("mlip")
-EPILOG = """example:
+EPILOG = """examples:
   mlip evaluate potential.safetensors test.extxyz --output errors.json
+  mlip evaluate potential.safetensors my.extxyz data.keys.energy=dft data.stress_unit=kbar
+
+data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy and data.format mean what
+they mean to `mlip train`.
 """
 ROWS = (
     ("energy", "energy", "meV", 1e3),
@@ -31,7 +35,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("potential", metavar="POTENTIAL")
-    parser.add_argument("data", nargs="+", metavar="DATA")
+    parser.add_argument("data", nargs="+", metavar="DATA | data.KEY=VALUE")
     parser.add_argument("--output", metavar="FILE.json", help="write the numbers (eV, A) here")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--energy", choices=["uncorrected", "corrected"], default="uncorrected")
@@ -48,12 +52,18 @@ def run(args: argparse.Namespace) -> int:
     from mlip.evaluate import batches_of, evaluate_batches
     from mlip.potential_file import load_potential
 
+    files, options = _split(args.data)
+    options = {"format": args.format, "energy": args.energy, **options}
+    named = options.get("keys", {})
     potential = load_potential(args.potential, args.device, args.dtype)
-    structures = read_known(args.data, potential.species, args.format, energy=args.energy)
+    structures = read_known(files, potential.species, options.pop("format"), **options)
     batches = (graph for _, graph in batches_of(structures, potential, args.max_atoms))
     result = evaluate_batches(potential, batches)
     if not result.metrics:
-        raise DataError(f"{', '.join(args.data)}: no energies, forces or stresses to compare with")
+        raise DataError(f"{', '.join(files)}: no energies, forces or stresses to compare with")
+    for label, name in named.items():
+        if not result.counts["stress" if label == "virial" else label]:
+            raise DataError(f"{', '.join(files)}: no structure has {name!r} (data.keys.{label})")
     if bad := [name for name, value in result.metrics.items() if not math.isfinite(value)]:
         log.warning("predictions are not finite on this data: %s", ", ".join(bad))
     print(f"{result.counts['structures']} structures, {result.counts['atoms']} atoms")
@@ -75,3 +85,22 @@ def run(args: argparse.Namespace) -> int:
         with atomic_write(args.output) as temporary:
             Path(temporary).write_text(json.dumps(result.to_dict(), indent=1))
     return 0
+
+
+def _split(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the files, and what `data.KEY=VALUE` says of how to read them."""
+    from mlip.errors import ConfigError
+
+    files = [word for word in words if not word.startswith("data.") or "=" not in word]
+    options: dict[str, Any] = {}
+    for word in words:
+        if word in files:
+            continue
+        key, _, value = word.removeprefix("data.").partition("=")
+        if key.startswith("keys."):
+            options.setdefault("keys", {})[key.removeprefix("keys.")] = value
+        else:
+            options[key] = value
+    if not files:
+        raise ConfigError("there is no file to evaluate on")
+    return files, options

@@ -22,7 +22,9 @@ from mlip.graph import AtomGraph
 from mlip.neighbors import neighbor_list
 
 PARTS = ("train", "val", "test")
-READER_OPTIONS = ("energy", "energy_unit", "force_unit", "stress_unit", "stress_sign", "group")
+READER_OPTIONS = (
+    "energy", "energy_unit", "force_unit", "stress_unit", "stress_sign", "stress_voigt", "group",
+)  # fmt: skip
 
 
 @dataclass

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 
+from mlip.data.check import require_labels
 from mlip.data.prepare import PreparedData, prepare_data
 from mlip.errors import ConfigError, TrainingError
 from mlip.evaluate import Evaluation, evaluate_batches
@@ -233,7 +234,7 @@ def _measure_symmetry(data: PreparedData, potential: Potential) -> dict[str, dic
 
 
 def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
-    # Stress belongs to crystals: a set of molecules has none and needs none.
+    # Stress belongs to crystals and is asked for when it is known whether there are any.
     required = [label for label in ("energy", "forces") if weights[label] > 0]
     prior = config["model"].get("prior") or "none"
     return prepare_data(
@@ -263,6 +264,9 @@ def _try_building(config: Config) -> int:
 
 def _drop_absent_stress(config: Config, data: PreparedData, weights: Mapping[str, float]) -> None:
     if weights["stress"] > 0 and data.coverage.counts["train"]["stress"] == 0:
+        store, train = data.parts["train"]
+        if store.column("pbc")[train].all(axis=-1).any():  # crystals have stress: where is it?
+            require_labels(data.coverage, ["stress"], data.parts)
         config["loss"]["stress_weight"] = 0.0
         data.notes.append("no stress labels: trained on energies and forces (stress_weight=0)")
 

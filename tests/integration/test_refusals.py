@@ -26,6 +26,8 @@ def folder(tmp_path, monkeypatch):
     Path("c.extxyz").write_text(FRAME * 3)
     Path("mixed.extxyz").write_text(FRAME * 2 + FRAME.replace("C 0", "Si 0"))
     Path("cut.extxyz").write_text(FRAME * 2 + FRAME[:-12])
+    lattice = 'Lattice="3 0 0 0 3 0 0 0 3" pbc="T T T" sigma="0 0 0 0 0 0"'
+    Path("crystal.extxyz").write_text(FRAME.replace('pbc="F F F"', lattice) * 8)
     Path("file").touch()
     return tmp_path
 
@@ -54,6 +56,9 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("evaluate p.safetensors absent.extxyz", 1, ["absent.extxyz", "no such file"]),
         ("evaluate p.safetensors absent*.extxyz", 1, ["no file matches"]),
         ("evaluate p.safetensors c.extxyz --device warp", 2, ["device='warp'"]),
+        ("evaluate p.safetensors c.extxyz data.stress_sin=vasp", 2, ["did you mean 'stress_sign'"]),
+        ("evaluate p.safetensors c.extxyz data.keys.energy=dft", 1, ["dft"]),
+        ("evaluate p.safetensors data.keys.energy=dft", 2, ["no file"]),
         ("evaluate p.safetensors c.extxyz --format extxzy", 2, ["did you mean 'extxyz'"]),
         ("evaluate p.safetensors c.extxyz --energi corrected", 2, ["did you mean --energy?"]),
         ("predict p.safetensors mixed.extxyz out.extxyz", 1, ["mixed.extxyz: frame 2", "Si"]),
@@ -80,6 +85,8 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("train data.train=c.extxyz out_dir=/proc/run", 2, ["/proc cannot be written"]),
         ("train c.extxyz", 2, ["to train on it: data.train=c.extxyz"]),
         ("train data.train=cut.extxyz", 1, ["cut.extxyz: frame 2"]),
+        ("train data.train=crystal.extxyz", 1, ["no stress", "sigma", "loss.stress_weight=0"]),
+        ("train data.train=crystal.extxyz data.keys.virial=sigm", 1, ["sigm"]),
     ],
 )
 def test_a_mistake_is_one_line(capsys, command, code, words):
@@ -140,3 +147,15 @@ def test_several_files_a_glob_and_a_directory(folder, capsys):
     for data, count in (("c.extxyz set/a.extxyz", 5), ("set/*.extxyz", 4), ("set", 4)):
         assert main(["evaluate", "p.safetensors", *data.split(), "--output", "e.json"]) == 0
         assert f"{count} structures" in capsys.readouterr().out
+
+
+def test_evaluation_reads_what_training_reads(capsys):
+    """The same words for keys and units; errors of the same labels in other units are the same."""
+    kcal = -1.0 / 0.0433641153  # CODATA: eV in a kcal/mol
+    Path("kcal.extxyz").write_text(FRAME.replace("energy=-1.0", f"dft={kcal}") * 3)
+    rows = []
+    for words in ("c.extxyz", "kcal.extxyz data.keys.energy=dft data.energy_unit=kcal/mol"):
+        assert main(["evaluate", "p.safetensors", *words.split()]) == 0
+        rows.append([r for r in capsys.readouterr().out.splitlines() if r.startswith("energy")])
+    assert rows[0]
+    assert rows[0] == rows[1]
