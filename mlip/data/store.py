@@ -32,7 +32,7 @@ from mlip.graph import structure_arrays
 from mlip.neighbors import neighbor_list
 
 log = logging.getLogger("mlip")
-VERSION: Final = 1  # of this layout and of the readers' meaning; raise it when either changes
+VERSION: Final = 2  # of this layout and of the readers' meaning; raise it when either changes
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,17 @@ class Store:
     Holds paths, not arrays, when copied to another process.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
+        """Open a store.
+
+        Args:
+            folder: where it is.
+            sources: names of its files as the caller knows them; default those at its making,
+                which may be relative to another folder.
+        """
         self.folder = folder
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        self.sources: list[str] = self.manifest["sources"]
+        self.sources: list[str] = list(sources or self.manifest["sources"])
         self._columns: dict[str, np.ndarray] = {}
         self.num_atoms = np.array(self.column("num_atoms"))
         self._start = np.concatenate([[0], np.cumsum(self.num_atoms)])
@@ -87,10 +94,10 @@ class Store:
         return len(self.num_atoms)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder}
+        return {"folder": self.folder, "sources": self.sources}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["folder"])
+        self.__init__(state["folder"], state["sources"])
 
     def column(self, name: str) -> np.ndarray:
         """Return a whole column, memory-mapped: (structures or atoms, *shape)."""
@@ -164,9 +171,10 @@ def open_store(
     key = _key(files, format, options or {})
     root = _writable(Path(cache_dir or os.environ.get("MLIP_CACHE", "~/.cache/mlip-trainer")))
     folder = root / f"store-{key}"
+    names = [str(file) for file in files]
     if _complete(folder):
         log.info("store: cache hit %s", folder)
-        return Store(folder)
+        return Store(folder, names)
     temporary = Path(tempfile.mkdtemp(dir=root, prefix=f".store-{key}.tmp-"))
     try:
         _build(temporary, files, format, options or {})
@@ -178,7 +186,7 @@ def open_store(
                 temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Store(folder)
+    return Store(folder, names)
 
 
 def _build(folder: Path, files: Sequence[Path], format: str, options: Mapping[str, Any]) -> None:

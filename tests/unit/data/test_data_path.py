@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import ase
 import numpy as np
 import pytest
@@ -79,10 +81,22 @@ def test_store_is_built_once_and_again_when_damaged(file, caplog):
     assert len(open_store(file)) == 6, "a changed file is read again"
 
 
+def test_a_store_names_its_files_as_the_caller_does(file, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.chdir(tmp_path)
+    first = open_store(file.name)
+    monkeypatch.chdir(other)
+    again = open_store(f"../{file.name}")
+    assert again.folder == first.folder
+    assert pickle.loads(pickle.dumps(again)).sources == again.sources == [f"../{file.name}"]
+    assert again.where(3) == f"../{file.name}, frame 3"
+
+
 def test_store_travels_as_a_path(file):
     store = open_store(file)
     state = store.__getstate__()
-    assert list(state) == ["folder"]
+    assert list(state) == ["folder", "sources"]
     twin = Store.__new__(Store)
     twin.__setstate__(state)
     np.testing.assert_array_equal(twin.column("energy"), store.column("energy"))
