@@ -184,7 +184,8 @@ class Canonicalizer:
         place: str,
     ) -> dict[str, Any]:
         results: dict[str, Any] = {}
-        name, value = self._find(frame, "energy", place)
+        off = self._switched_off(frame, place)
+        name, value = ("", None) if "energy" in off else self._find(frame, "energy", place)
         if value is not None:
             energy = as_floats(value, None, _plain(name), place)
             if energy.size != 1:
@@ -193,10 +194,10 @@ class Canonicalizer:
                     "per-atom energies are no label; name another key with data.keys.energy"
                 )
             results["energy"] = float(energy.reshape(())) * self._energy
-        name, value = self._find(frame, "forces", place)
+        name, value = ("", None) if "forces" in off else self._find(frame, "forces", place)
         if value is not None:
             results["forces"] = as_floats(value, (n, 3), _plain(name), place) * self._force
-        name, value = self._find(frame, "stress", place)
+        name, value = ("", None) if "stress" in off else self._find(frame, "stress", place)
         if value is not None:
             tensor = self._tensor(value, name, place)
             if pbc.all():
@@ -212,6 +213,29 @@ class Canonicalizer:
                 if not np.isnan(magmoms).all():
                     results["magmoms"] = magmoms
         return results
+
+    def _switched_off(self, frame: RawFrame, place: str) -> set[str]:
+        """Return the labels that the file gives no weight.
+
+        MACE's files hold zeros where a label is missing and say so by a weight of 0.
+        """
+        off: set[str] = set()
+        for label in ("energy", "forces", "stress"):
+            for key in WEIGHT_KEYS[f"{label}_weight"]:
+                if (value := frame.info.get(key)) is None:
+                    continue
+                weight = self._weight(value, key, place)
+                if weight == 0:
+                    off.add(label)
+                # A file that is kept whole (predicted, converted) keeps the number as it is.
+                elif weight != 1 and not self.options.keep_info:
+                    raise DataError(
+                        f"{place}: {key!r} is {weight:g}; expected 1, or 0 for a label that does "
+                        "not count: one label of one frame has no other weight; set it to 1, and "
+                        f"weigh frames by config_weight or all labels by loss.{label}_weight"
+                    )
+                break
+        return off
 
     def _find(self, frame: RawFrame, label: str, place: str) -> tuple[str, Any]:
         """Return (key, value) of a label, ("", None) if the frame does not have it."""
@@ -322,6 +346,11 @@ class Canonicalizer:
         weight = as_floats(value, (), key, place)
         if weight < 0:
             raise DataError(f"{place}: {key!r} is {float(weight)}; expected zero or more")
+        if weight not in (0, 1) and key not in WEIGHT_KEYS["weight"]:
+            raise DataError(
+                f"{place}: {key!r} is {float(weight)}; a single label is used (1) or not (0): use "
+                "config_weight for the whole structure, or loss.*_weight for the label"
+            )
         return float(weight)
 
     def _keep(

@@ -205,6 +205,24 @@ def test_info_is_canonical(write):
     }
 
 
+@pytest.mark.parametrize("label", ["energy", "forces", "stress"])
+def test_a_label_of_no_weight_is_no_label(label, write):
+    """MACE writes zeros where a label is missing, and a weight of 0."""
+    labels = f'{FORCES}{CUBE}energy=-1 stress="{SIX}" '
+    path = write(frame(f"{labels}config_{label}_weight=0", "Si 0 0 0 0 0 0"))
+    assert set(one(path).calc.results) == {"energy", "forces", "stress"} - {label}
+    path = write(frame(f"{labels}config_{label}_weight=1.0", "Si 0 0 0 0 0 0"))
+    assert set(one(path).calc.results) == {"energy", "forces", "stress"}
+
+
+@pytest.mark.parametrize("label", ["energy", "forces", "stress"])
+def test_a_label_of_another_weight_is_refused(label, write):
+    path = write(frame("energy=1"), frame(f"energy=1 config_{label}_weight=0.5"))
+    with pytest.raises(DataError, match=f"frame 1: 'config_{label}_weight' is 0.5; expected 1"):
+        list(read_structures(path))
+    assert len(list(read_structures(path, keep_info=True))) == 2
+
+
 def test_keep_info_keeps_the_rest_and_never_overwrites_it(write):
     text = "Properties=species:S:1:pos:R:3:tag:I:1 group=Vacancy mp_id=mp-7 charge=1.0 colour=red"
     atoms = one(write(frame(text, "Si 0 0 0 5")), keep_info=True)
