@@ -113,7 +113,8 @@ def evaluate_batches(
     Args:
         potential: frozen, on the device to use.
         batches: with labels (NaN = none); consumed one by one.
-        collect: keep the pairs of values for parity plots (up to 200,000 each).
+        collect: keep the pairs of values for parity plots (up to about 200,000 each, of those
+            with a finite prediction; `counts` and `metrics` are of all).
         observe: also called with every prediction and its batch.
     """
     sums = ErrorSums()
@@ -137,12 +138,14 @@ def evaluate_batches(
         element_count.index_add_(0, z, torch.ones(len(z)).double())
         if collect:
             n = graph.num_atoms
+            molecules = ~graph.pbc.all(1)[:, None, None]  # their stress is not counted either
+            stress = graph.stress.masked_fill(molecules, math.nan)
             for name, true, predicted in (
                 ("energy", graph.energy / n, prediction.energy / n),
                 ("forces", graph.forces.flatten(), prediction.forces.flatten()),
-                ("stress", graph.stress.flatten(), prediction.stress.flatten()),
+                ("stress", stress.flatten(), prediction.stress.flatten()),
             ):
-                ok = ~torch.isnan(true) & ~torch.isnan(predicted)
+                ok = ~torch.isnan(true) & torch.isfinite(predicted)
                 if kept[name] < 200_000:
                     pairs[name].append(torch.stack([true[ok], predicted[ok]]).cpu().numpy())
                     kept[name] += int(ok.sum())

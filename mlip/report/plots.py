@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
+
+from mlip.evaluate import Evaluation
 
 INK, TRAIN, VAL = "#222222", "#9aa5b1", "#1f5fa8"
 CURVES = (
@@ -57,8 +57,12 @@ def learning_curves(metrics: Path, out: Path) -> bool:
     return True
 
 
-def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> None:
-    """Draw predictions against references, one panel per label."""
+def parity(evaluation: Evaluation, out: Path) -> None:
+    """Draw predictions against references, one panel per label.
+
+    Not every value is drawn, but the errors are over all of them.
+    """
+    pairs = evaluation.pairs
     names = [n for n in PARITY if n in pairs]
     if not names:
         return
@@ -66,7 +70,7 @@ def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> Non
     FigureCanvasAgg(figure)
     for k, name in enumerate(names):
         true, predicted = pairs[name]
-        title, unit, small, factor = PARITY[name]
+        title, unit, _, _ = PARITY[name]
         axis = figure.add_subplot(1, len(names), k + 1)
         low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
         pad = 0.04 * (high - low) or 1.0
@@ -83,15 +87,24 @@ def parity(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], out: Path) -> Non
         axis.set_xlabel(f"reference ({unit})")
         axis.set_ylabel(f"predicted ({unit})")
         axis.set_title(title, fontsize=10, color=INK, loc="left")
-        error = predicted - true
-        text = (
-            f"MAE {_short(factor * np.abs(error).mean())} {small}\n"
-            f"RMSE {_short(factor * np.sqrt(np.square(error).mean()))} {small}\n"
-            f"{len(true):,} values"
-        )
+        text = _parity_text(evaluation, name)
         axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=INK)
         _clean(axis)
     figure.savefig(out)
+
+
+def _parity_text(evaluation: Evaluation, name: str) -> str:
+    """Return the errors of all values, and how many there are and are drawn."""
+    _, _, small, factor = PARITY[name]
+    key = "energy_per_atom" if name == "energy" else name  # energies are drawn per atom
+    lines = [
+        f"{kind.upper()} {_short(factor * evaluation.metrics[f'{key}_{kind}'])} {small}"
+        for kind in ("mae", "rmse")
+        if f"{key}_{kind}" in evaluation.metrics
+    ]
+    drawn, count = len(evaluation.pairs[name][0]), evaluation.counts[key]
+    lines.append(f"{count:,} values" + (f", {drawn:,} of them drawn" if drawn < count else ""))
+    return "\n".join(lines)
 
 
 class _PlainMinor(LogFormatter):

@@ -51,7 +51,7 @@ def write_report(
     for name, evaluation in parts.items():
         if evaluation.pairs:
             path = folder / f"parity_{name}.png"
-            parity(evaluation.pairs, path)
+            parity(evaluation, path)
             figures.append((f"predicted against reference, {name}", path))
     lines = [f"# {title}", ""]
     if rows:

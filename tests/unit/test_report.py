@@ -14,6 +14,7 @@ from conftest import build
 
 from mlip.evaluate import ErrorSums, Evaluation
 from mlip.graph import AtomGraph
+from mlip.report.plots import _parity_text
 from mlip.report.run_report import slope_warning, write_report
 
 PNG = b"\x89PNG\r\n"
@@ -124,3 +125,14 @@ def test_the_slope_is_the_regression_through_the_origin(scale):
     again = ErrorSums()
     again.load(sums.state())
     assert again.compute() == sums.compute()
+
+
+def test_a_parity_panel_has_the_errors_of_all_values_not_of_those_drawn():
+    found = evaluation()
+    found.metrics["forces_rmse"] = 2.5
+    found.counts["forces"] = 300_000
+    text = _parity_text(found, "forces")
+    assert text.splitlines()[:2] == ["MAE 1,234 meV/Å", "RMSE 2,500 meV/Å"]
+    assert text.endswith("300,000 values, 4,000 of them drawn")
+    assert _parity_text(found, "energy").endswith("24 values")
+    assert "MAE 3 meV/atom" in _parity_text(found, "energy")
