@@ -124,14 +124,17 @@ def prepare_data(
     if not options.get("train"):
         raise ConfigError("data.train is missing: mlip train data.train=FILE")
     store = _open(options, "train")
-    everything = np.arange(len(store))
-    isolated = _isolated_atoms(store, cutoff)
+    everything, none = np.arange(len(store)), np.zeros(0, dtype=np.int64)
+    isolated = _isolated_atoms(store, cutoff) if options["e0"] in ("auto", "isolated") else none
     usable = np.setdiff1d(everything, isolated)
     if len(usable) == 0:
         raise DataError(f"{store.sources[0]} has isolated atoms only: nothing to learn")
     notes = []
     if len(isolated):
-        notes.append(f"{len(isolated)} one-atom frame(s) define E0 and are not trained on")
+        notes.append(
+            f"{len(isolated)} neutral one-atom frame(s) of data.train define E0 and are not "
+            "trained on"
+        )
     elements = [
         frozenset(store.column("atomic_numbers")[store.atoms_of(int(i))].tolist()) for i in usable
     ]
@@ -146,10 +149,7 @@ def prepare_data(
     for part in ("val", "test"):
         if options.get(part):
             other = _open(options, part)
-            parts[part] = (
-                other,
-                np.setdiff1d(np.arange(len(other)), _isolated_atoms(other, cutoff)),
-            )
+            parts[part] = (other, np.arange(len(other)))
     _refuse_new_elements(parts)
     found = coverage(parts)
     require_labels(found, required_labels, parts, options["format"])
@@ -159,30 +159,44 @@ def prepare_data(
         species = tuple(int(z) for z in store.compositions(train)[1])
         energies = _baseline(store, train, cutoff, baseline(species))
     stats = compute_stats(
-        store, train, cutoff=cutoff, e0=options["e0"], isolated=isolated, baseline=energies
+        store,
+        train,
+        cutoff=cutoff,
+        e0=options["e0"],
+        isolated=isolated,
+        baseline=energies,
+        reading=_reading(options),
+        format=options["format"],
     )
     budget = Budget(options["batch_size"], options["max_atoms"], options["max_edges"])
     notes += splits.notes
     return PreparedData(parts, stats, found, splits, cutoff, budget, options["num_workers"], notes)
 
 
-def _open(options: Mapping[str, Any], part: str) -> Store:
+def _reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the reader."""
     reader = {k: options[k] for k in READER_OPTIONS if options.get(k) is not None}
     keys = {k: v for k, v in (options.get("keys") or {}).items() if v not in (None, "auto")}
-    if keys:
-        reader["keys"] = keys
+    return {**reader, "keys": keys} if keys else reader
+
+
+def _open(options: Mapping[str, Any], part: str) -> Store:
     return open_store(
         options[part],
         format=options["format"],
-        options=reader,
+        options=_reading(options),
         cache_dir=options.get("cache_dir"),
     )
 
 
 def _isolated_atoms(store: Store, cutoff: float) -> np.ndarray:
-    """One atom without neighbours, in a box or not: nothing to learn but its energy."""
+    """Return the frames that can define E0: one neutral atom with an energy, no neighbours.
+
+    Nothing but E0 can be learned from them; ions and frames without an energy stay where they are.
+    """
     out = []
-    for i in np.flatnonzero(store.num_atoms == 1):
+    usable = np.isfinite(store.column("energy")) & (store.column("charge") == 0)
+    for i in np.flatnonzero((store.num_atoms == 1) & usable):
         s = store.arrays(int(i))
         edges, _ = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], cutoff)
         if edges.shape[1] == 0:

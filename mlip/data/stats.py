@@ -6,8 +6,9 @@ Computed once from the training part, passed to the model by name, saved in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def compute_stats(
     e0: Any,
     isolated: np.ndarray,
     baseline: np.ndarray | None = None,
+    reading: Mapping[str, Any] | None = None,
+    format: str = "auto",
 ) -> DatasetStats:
     """Compute the statistics of the structures `train`.
 
@@ -77,10 +80,20 @@ def compute_stats(
         e0: the option `data.e0`.
         isolated: indices of one-atom frames that define E0.
         baseline: (len(train),) energies of priors, subtracted before E0 is fitted.
+        reading: options of the reader for a file of one-atom frames: its keys and units are
+            those of the training data.
+        format: of that file.
     """
     counts, species = store.compositions(train)
     energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
-    references = fit_reference_energies(counts, species, energies, e0, _isolated(store, isolated))
+    references = fit_reference_energies(
+        counts,
+        species,
+        energies,
+        e0,
+        _isolated(store, isolated),
+        read_table=partial(_read_table, reading=reading, format=format),
+    )
     sample = train[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]
     neighbors = np.concatenate([_neighbors(store, int(i), cutoff) for i in sample])
     charge, spin = store.column("charge")[train], store.column("spin")[train]
@@ -103,6 +116,7 @@ def fit_reference_energies(
     energies: np.ndarray,
     spec: Any = "auto",
     isolated: Mapping[int, float] | None = None,
+    read_table: Callable[[Path], dict[int, float]] | None = None,
 ) -> ReferenceEnergies:
     """Find the energy of a free atom of each element.
 
@@ -117,6 +131,7 @@ def fit_reference_energies(
         energies: (structures,) eV; NaN where unknown.
         spec: "auto", "lstsq", "isolated", a table {symbol: eV}, or a path to one.
         isolated: energies of one-atom frames by atomic number, eV.
+        read_table: reads the file that `spec` names; default: one in eV, its format detected.
 
     Raises:
         DataError: an element has no energy, or none can be fitted.
@@ -137,7 +152,7 @@ def fit_reference_energies(
     elif spec == "lstsq":
         method = "least squares"
     elif isinstance(spec, str | Path) and Path(spec).exists():
-        fixed, method = _read_table(Path(spec)), f"table {Path(spec).name}"
+        fixed, method = (read_table or _read_table)(Path(spec)), f"table {Path(spec).name}"
     else:
         raise ConfigError(
             f"data.e0={spec!r} must be auto, lstsq, isolated, a table such as {{H: -13.6}}, or an "
@@ -242,8 +257,10 @@ def _number(key: Any) -> int:
     return atomic_numbers[text]
 
 
-def _read_table(path: Path) -> dict[int, float]:
-    """Read {symbol: eV} from JSON, or one-atom frames from any readable file."""
+def _read_table(
+    path: Path, reading: Mapping[str, Any] | None = None, format: str = "auto"
+) -> dict[int, float]:
+    """Read {symbol: eV} from JSON, or neutral one-atom frames from any readable file."""
     if path.suffix == ".json":
         table = json.loads(path.read_text())
         if not all(isinstance(v, int | float) for v in table.values()):
@@ -251,9 +268,14 @@ def _read_table(path: Path) -> dict[int, float]:
         return {_number(k): float(v) for k, v in table.items()}
     from mlip.data.readers import read_structures
 
-    out = {}
-    for frame, atoms in enumerate(read_structures(path)):
+    out: dict[int, float] = {}
+    # Free atoms belong to no material and have no correction: data.group and data.energy are not
+    # for them.
+    given = {k: v for k, v in (reading or {}).items() if k not in ("group", "energy")}
+    for frame, atoms in enumerate(read_structures(path, format, **given)):
         if len(atoms) != 1 or atoms.calc is None or "energy" not in atoms.calc.results:
             raise DataError(f"{path}, frame {frame}: expected one atom with an energy")
-        out[int(atoms.numbers[0])] = float(atoms.calc.results["energy"])
+        z, energy = int(atoms.numbers[0]), float(atoms.calc.results["energy"])
+        if atoms.info.get("charge", 0) == 0:
+            out[z] = min(energy, out.get(z, np.inf))  # the ground state of several
     return out

@@ -307,6 +307,50 @@ def test_one_atom_frames_define_e0_and_are_not_trained_on(tmp_path):
     assert any("one-atom" in note for note in data.notes)
 
 
+def lone_atom(symbol, energy, **info):
+    atom = ase.Atoms(symbol, [[0, 0, 0]], info=info)
+    atom.calc = SinglePointCalculator(atom, energy=energy, forces=np.zeros((1, 3)))
+    return atom
+
+
+def test_only_one_atom_frames_that_define_e0_are_left_out(tmp_path, file):
+    lone = [lone_atom("Na", -1.5), lone_atom("Cl", -2.5), lone_atom("Na", 3.6, charge=1)]
+    write(tmp_path / "x.extxyz", lone + frames(), format="extxyz")
+    options = {**OPTIONS, "train": str(tmp_path / "x.extxyz")}
+    data = prepare_data(options, cutoff=4.0, seed=0)
+    assert data.size("train") + data.size("val") == 21  # the ion stays
+    assert any(note.startswith("2 neutral one-atom frame(s) of data.train") for note in data.notes)
+    assert data.stats.e0.table[11] == -1.5
+    data = prepare_data({**options, "e0": "lstsq"}, cutoff=4.0, seed=0)
+    assert data.size("train") + data.size("val") == 23
+    assert not any("one-atom" in note for note in data.notes)
+    options = {**OPTIONS, "train": str(file), "val": options["train"]}
+    assert prepare_data(options, cutoff=4.0, seed=0).size("val") == 23
+
+
+def test_a_file_of_free_atoms_is_read_as_the_training_data_are(tmp_path, file):
+    """Its unit and keys are the data's, ions are no reference, the ground state of several is."""
+    lines = ("Na dft=-1.5", "Na dft=-2.0", "Na dft=-9.0 charge=-1", "Cl dft=-2.5")
+    text = "".join(f"1\n{words[3:]}\n{words[:2]} 0 0 0\n" for words in lines)
+    (tmp_path / "atoms").write_text(text)
+    train = frames()
+    for atoms in train:
+        atoms.info["dft"] = -1.0
+    write(tmp_path / "x.extxyz", train, format="extxyz")
+    options = {
+        **OPTIONS, "train": str(tmp_path / "x.extxyz"), "keys": {"energy": "dft"},
+        "energy_unit": "kcal/mol", "force_unit": "eV/A", "group": "material_id",
+        "format": "extxyz", "e0": str(tmp_path / "atoms"),
+    }  # fmt: skip
+    e0 = prepare_data(options, cutoff=4.0, seed=0).stats.e0
+    kcal = 0.0433641153  # CODATA: eV in a kcal/mol
+    assert e0.table == pytest.approx({11: -2.0 * kcal, 17: -2.5 * kcal})
+    assert e0.method == "table atoms"
+    (tmp_path / "atoms").write_text(text.partition("1\ndft=-2.5")[0])
+    with pytest.raises(DataError, match=r"atoms' has no energy for Cl"):
+        prepare_data(options, cutoff=4.0, seed=0)
+
+
 def test_torch_geometric_dataset(file):
     from torch_geometric.loader import DataLoader
 
@@ -338,3 +382,19 @@ def test_real_omol_sample(real_data):
     assert data.stats.charge_spin
     assert data.coverage.counts["train"]["stress"] == 0
     assert data.stats.e0.residual_mean < 2.0
+
+
+def test_e0_from_a_file_is_read_as_the_data_are(tmp_path):
+    """The lowest neutral atom counts, in the units of `data.energy_unit`."""
+    from mlip.data.stats import _read_table
+
+    path = tmp_path / "atoms.extxyz"
+    frames = [("dft=-10.0", 0), ("dft=-12.0", 0), ("dft=-99.0", 1)]
+    path.write_text(
+        "".join(
+            f'1\nProperties=species:S:1:pos:R:3 {label} charge={charge} pbc="F F F"\nC 0 0 0\n'
+            for label, charge in frames
+        )
+    )
+    table = _read_table(path, {"keys": {"energy": "dft"}, "energy_unit": "kcal/mol"})
+    assert table == {6: pytest.approx(-12.0 * 0.0433641153, rel=1e-6)}
