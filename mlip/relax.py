@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ class RelaxResult:
     converged: bool
     n_steps: int
     trajectory: list[ase.Atoms] = field(default_factory=list)
+
+    def keys(self) -> list[str]:
+        """Return the names, so that `dict(result)` works."""
+        return list(self.__dataclass_fields__)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
 
     def __getitem__(self, key: str) -> Any:
         """Return the attribute `key`."""

@@ -27,6 +27,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-atoms", type=int, default=512, help="atoms per batch")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.set_defaults(run=run)
 
 
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{out}: predictions are written as extxyz; name it .extxyz or .xyz")
     if out.exists() and Path(args.input).exists() and out.samefile(args.input):
         raise ConfigError(f"{out} is the input; give another name")
+    if out.exists() and not args.force:
+        raise ConfigError(f"{out} exists; give another name or --force")
     potential = load_potential(args.potential, args.device, args.dtype)
     structures = read_known(args.input, potential.species, args.format, keep_info=True)
     count = 0

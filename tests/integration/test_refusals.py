@@ -63,6 +63,7 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("evaluate p.safetensors c.extxyz --energi corrected", 2, ["did you mean --energy?"]),
         ("predict p.safetensors mixed.extxyz out.extxyz", 1, ["mixed.extxyz: frame 2", "Si"]),
         ("predict p.safetensors c.extxyz c.extxyz", 2, ["is the input"]),
+        ("predict p.safetensors c.extxyz mixed.extxyz", 2, ["exists", "--force"]),
         ("predict p.safetensors c.extxyz out.json", 2, [".extxyz"]),
         ("predict p.safetensors c.extxyz file/out.extxyz", 1, ["file/out.extxyz", "written"]),
         ("relax p.safetensors nacl.cif", 1, ["nacl.cif: frame 0", "Na, Cl"]),

@@ -60,3 +60,10 @@ def test_thermostats_hold_the_temperature_of_what_moves(ensemble):
     temperature = kinetic / (4.5 * 1.380649e-23)
     assert temperature == pytest.approx(300.0, rel=5 * np.sqrt(2 / 9 / len(rows)))
     assert np.mean([r["temperature_K"] for r in rows]) == pytest.approx(temperature, rel=1e-6)
+
+
+def test_a_result_is_also_a_mapping():
+    result = Relaxer(build("lennard_jones"), steps=0).relax(bulk("C", "fcc", a=1.52))
+    assert "energy" in result
+    assert dict(result)["energy"] == result.energy
+    assert set(result) >= {"final_structure", "forces", "stress", "trajectory", "converged"}

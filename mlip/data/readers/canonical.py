@@ -346,11 +346,6 @@ class Canonicalizer:
         weight = as_floats(value, (), key, place)
         if weight < 0:
             raise DataError(f"{place}: {key!r} is {float(weight)}; expected zero or more")
-        if weight not in (0, 1) and key not in WEIGHT_KEYS["weight"]:
-            raise DataError(
-                f"{place}: {key!r} is {float(weight)}; a single label is used (1) or not (0): use "
-                "config_weight for the whole structure, or loss.*_weight for the label"
-            )
         return float(weight)
 
     def _keep(
