@@ -266,7 +266,7 @@ def _drop_absent_stress(config: Config, data: PreparedData, weights: Mapping[str
     if weights["stress"] > 0 and data.coverage.counts["train"]["stress"] == 0:
         store, train = data.parts["train"]
         if store.column("pbc")[train].all(axis=-1).any():  # crystals have stress: where is it?
-            require_labels(data.coverage, ["stress"], data.parts)
+            require_labels(data.coverage, ["stress"], data.parts, config["data"]["format"])
         config["loss"]["stress_weight"] = 0.0
         data.notes.append("no stress labels: trained on energies and forces (stress_weight=0)")
 

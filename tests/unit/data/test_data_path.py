@@ -19,6 +19,7 @@ from mlip.data.stats import fit_reference_energies, free_atom_energy
 from mlip.data.store import Store, open_store
 from mlip.errors import ConfigError, DataError
 from mlip.graph import structure_arrays
+from mlip.training.run import train
 
 OPTIONS = {
     "train": None, "val": None, "test": None, "val_fraction": 0.2, "test_fraction": 0.0,
@@ -284,6 +285,13 @@ def test_missing_labels_refuse_and_name_the_keys(tmp_path):
     assert found.coverage.counts["train"]["energy"] == found.size("train")
 
 
+def test_crystals_without_stress_refuse_whatever_their_file_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x.frames", frames(labels=("energy", "forces")), format="extxyz")
+    with pytest.raises(DataError, match=r"no stress found.*material_id.*loss\.stress_weight=0"):
+        train(["data.train=x.frames", "data.format=extxyz"])
+
+
 def test_an_element_only_validation_has_is_named(tmp_path, file):
     other = frames(4)
     for atoms in other:
@@ -333,10 +341,10 @@ def test_a_file_of_free_atoms_is_read_as_the_training_data_are(tmp_path, file):
     lines = ("Na dft=-1.5", "Na dft=-2.0", "Na dft=-9.0 charge=-1", "Cl dft=-2.5")
     text = "".join(f"1\n{words[3:]}\n{words[:2]} 0 0 0\n" for words in lines)
     (tmp_path / "atoms").write_text(text)
-    train = frames()
-    for atoms in train:
+    structures = frames()
+    for atoms in structures:
         atoms.info["dft"] = -1.0
-    write(tmp_path / "x.extxyz", train, format="extxyz")
+    write(tmp_path / "x.extxyz", structures, format="extxyz")
     options = {
         **OPTIONS, "train": str(tmp_path / "x.extxyz"), "keys": {"energy": "dft"},
         "energy_unit": "kcal/mol", "force_unit": "eV/A", "group": "material_id",
