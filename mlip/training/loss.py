@@ -71,9 +71,9 @@ class LossTotal:
         self.loss = loss
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Add a batch."""
-        for name, value in self.loss.sums(prediction, graph).items():
+    def add(self, sums: dict[str, Tensor]) -> None:
+        """Add the sums of a batch."""
+        for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach()
 
     def mean(self) -> float:

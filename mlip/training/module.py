@@ -17,7 +17,7 @@ from mlip.errors import TrainingError
 from mlip.evaluate import ErrorSums
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
-from mlip.training.loss import HuberLoss
+from mlip.training.loss import HuberLoss, LossTotal
 from mlip.training.objectives import Objective
 from mlip.training.optimizers import make_optimizer
 
@@ -147,8 +147,8 @@ class PotentialModule(L.LightningModule):
 
     def collected(self, part: str) -> dict[str, float]:
         """Return loss and errors accumulated since the last reset."""
-        sums = self._sums[part]
-        out = {f"{part}/loss": float(self.loss.combine(sums))} if sums else {}
+        total = self._totals[part]
+        out = {f"{part}/loss": total.mean()} if total.sums else {}
         return out | {f"{part}/{k}": v for k, v in self._errors[part].compute().items()}
 
     def _factor(self, step: int) -> float:
@@ -158,13 +158,10 @@ class PotentialModule(L.LightningModule):
 
     def _add(self, part: str, sums: dict[str, Tensor], prediction: Any, batch: AtomGraph) -> None:
         self._errors[part].update(prediction, batch)
-        total = self._sums[part]
-        for name, value in sums.items():
-            value = value.detach()
-            total[name] = total[name] + value if name in total else value
+        self._totals[part].add(sums)
 
     def _reset(self, part: str) -> None:
-        if not hasattr(self, "_sums"):
-            self._sums: dict[str, dict[str, Tensor]] = {}
+        if not hasattr(self, "_totals"):
+            self._totals: dict[str, LossTotal] = {}
             self._errors: dict[str, ErrorSums] = {}
-        self._sums[part], self._errors[part] = {}, ErrorSums()
+        self._totals[part], self._errors[part] = LossTotal(self.loss), ErrorSums()

@@ -24,7 +24,7 @@ from mlip.data.prepare import PreparedData, prepare_data
 from mlip.errors import ConfigError, TrainingError
 from mlip.evaluate import Evaluation, evaluate_batches
 from mlip.graph import AtomGraph
-from mlip.models.potential import Potential
+from mlip.models.potential import Potential, Prediction
 from mlip.models.registry import PotentialSpec, build_potential
 from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
@@ -199,7 +199,11 @@ def _finish(
         loader = data.loader(part)
         if loader is not None:
             total = LossTotal(loss)
-            evaluation = evaluate_batches(potential, loader, collect=True, observe=total.add)
+
+            def observe(prediction: Prediction, graph: AtomGraph, total: LossTotal = total) -> None:
+                total.add(loss.sums(prediction, graph))
+
+            evaluation = evaluate_batches(potential, loader, collect=True, observe=observe)
             evaluations[part] = evaluation
             found = {"loss": total.mean(), **evaluation.metrics}
             metrics = metrics | {f"{part}/{k}": v for k, v in found.items()}
