@@ -75,15 +75,7 @@ def run_md(
         ConfigError: an option is out of range, or the ensemble does not fit the structure.
         DataError: the run exploded; what was written is kept.
     """
-    if ensemble not in ENSEMBLES:
-        raise ConfigError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLES)}")
-    if not (temperature >= 0 and timestep_fs > 0 and steps >= 1 and log_interval >= 1):
-        raise ConfigError(
-            f"temperature={temperature} must be at least 0 K, timestep={timestep_fs} above 0 fs, "
-            f"steps={steps} and log_interval={log_interval} at least 1"
-        )
-    if ensemble != "nve" and temperature == 0:
-        raise ConfigError(f"{ensemble} needs a temperature above 0 K; mlip relax goes to 0 K")
+    _check_options(ensemble, temperature, timestep_fs, steps, log_interval)
     if not calculator.conservative and not allow_nonconservative:
         raise ConfigError("forces of this potential are not a gradient: dynamics would heat up")
     atoms = carry_state(atoms, atoms.copy())
@@ -145,6 +137,20 @@ def run_md(
             if handle is not None:
                 handle.close()
     return MDResult(atoms, rows)
+
+
+def _check_options(
+    ensemble: str, temperature: float, timestep_fs: float, steps: int, log_interval: int
+) -> None:
+    if ensemble not in ENSEMBLES:
+        raise ConfigError(f"ensemble={ensemble!r} must be one of {', '.join(ENSEMBLES)}")
+    if not (temperature >= 0 and timestep_fs > 0 and steps >= 1 and log_interval >= 1):
+        raise ConfigError(
+            f"temperature={temperature} must be at least 0 K, timestep={timestep_fs} above 0 fs, "
+            f"steps={steps} and log_interval={log_interval} at least 1"
+        )
+    if ensemble != "nve" and temperature == 0:
+        raise ConfigError(f"{ensemble} needs a temperature above 0 K; mlip relax goes to 0 K")
 
 
 def _thermalize(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:

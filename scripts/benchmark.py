@@ -101,7 +101,12 @@ def main() -> None:
             rows.append(row)
             print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     if args.json:
-        about = {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
+        about = {
+            "command": f"python scripts/benchmark.py --repeats {args.repeats} --json FILE",
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "threads": 1,
+        }
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 

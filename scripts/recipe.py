@@ -61,7 +61,8 @@ def main() -> None:
     document |= {
         "what": "3BPA, train_300K (450 train, 50 validation frames), errors on test_300K; each "
         "run changes one thing of the recipe (facet-xs)",
-        "command": f"python scripts/recipe.py DATA --epochs {args.epochs} --json FILE",
+        "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/recipe.py DATA "
+        f"--epochs {args.epochs} --json FILE",
         "hardware": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
         f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}",
         "versions": package_versions(),
