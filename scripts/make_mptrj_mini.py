@@ -79,7 +79,7 @@ def materials() -> tuple[Material, ...]:
         Material(1, "Al", "fcc", bulk("Al", a=4.04), (12, 12, 12), CUBE_F, (7, 7, 7), 400),
         Material(2, "Li", "bcc", bulk("Li", a=3.44), (10, 10, 10), LONG_I, (4, 7, 7), 500),
         Material(3, "Na", "bcc", bulk("Na", a=4.20), (8, 8, 8), LONG_I, (3, 6, 6), 500),
-        Material(4, "Mg", "hcp", bulk("Mg", a=3.19, c=5.17), (9, 9, 6), DOUBLE, (5, 9, 6), 500),
+        Material(4, "Mg", "hcp", bulk("Mg", a=3.19, c=5.17), (7, 7, 4), DOUBLE, (4, 7, 4), 600),
         Material(5, "Si", "diamond", bulk("Si", a=5.47), (7, 7, 7), DOUBLE, (4, 7, 7), 400),
         Material(6, "C", "diamond", bulk("C", a=3.57), (6, 6, 6), DOUBLE, (3, 6, 6), 700),
         Material(7, "SiC", zb, bulk("SiC", zb, a=4.38), (5, 5, 5), DOUBLE, (3, 5, 5), 700),

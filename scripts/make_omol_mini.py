@@ -439,7 +439,7 @@ def write_shard(path: Path, rows: list[bytes]) -> None:
     with environment.begin(write=True) as transaction:
         for number, content in enumerate(rows, start=1):
             transaction.put(str(number).encode(), content)
-        transaction.put(b"nextid", str(len(rows) + 1).encode())
+        transaction.put(b"nextid", zlib.compress(json.dumps(len(rows) + 1).encode()))
     compact = path.with_suffix(".compact")
     compact.unlink(missing_ok=True)
     environment.copy(str(compact), compact=True)  # without the free pages
@@ -454,7 +454,7 @@ def shipped() -> dict[str, bytes]:
     for path in sorted(OUT.glob("*.aselmdb")):
         environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
         with environment.begin() as transaction:
-            for number in range(1, int(transaction.get(b"nextid"))):
+            for number in range(1, json.loads(zlib.decompress(transaction.get(b"nextid")))):
                 content = transaction.get(str(number).encode())
                 rows[json.loads(zlib.decompress(content))["data"]["source"]] = bytes(content)
         environment.close()
@@ -524,7 +524,7 @@ def genuine_rows(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.aselmdb")):
         environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False)
         with environment.begin() as transaction:
-            for number in range(1, int(transaction.get(b"nextid"))):
+            for number in range(1, json.loads(zlib.decompress(transaction.get(b"nextid")))):
                 row = json.loads(zlib.decompress(transaction.get(str(number).encode())))
                 rows.setdefault(row["data"]["composition"], row)
         environment.close()

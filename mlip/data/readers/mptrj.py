@@ -35,6 +35,7 @@ KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 _BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
 _OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
+_FRAME_ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")  # task, calculation, ionic step
 _ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
 
 
@@ -203,6 +204,8 @@ def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame
         results["magmoms"] = [np.nan if m is None else m for m in frame.magmom]
     info = {name: getattr(frame, name) for name in _SCALARS}
     info.update(mp_id=mp_id, frame_id=frame_id)
+    if parts := _FRAME_ID.fullmatch(frame_id):  # as the other packagings of MPtrj have it
+        info.update(task_id=parts[1], calc_id=int(parts[2]), ionic_step=int(parts[3]))
     return RawFrame(
         numbers=np.array(numbers, dtype=np.int64),
         positions=positions,

@@ -271,3 +271,20 @@ def test_memory_stays_flat_for_a_gigabyte(tmp_path, big_record):
     written, read, grown = _grown(tmp_path / "a.json", big_record, 1000)
     assert read == written
     assert grown < 40
+
+
+@pytest.mark.parametrize(
+    ("frame_id", "task"),
+    [("mp-90-0-7", ("mp-90", 0, 7)), ("mvc-5-1-12", ("mvc-5", 1, 12)), ("frame7", None)],
+)
+def test_a_frame_id_is_task_calculation_and_step(frame_id, task, nested, write):
+    """As the other packagings of MPtrj have them, so that a split can keep relaxations whole."""
+    nested["mp-0"][frame_id] = nested["mp-0"].pop("mp-90-0-0")
+    path = write(nested)
+    if task is None:
+        with pytest.raises(DataError, match="has no 'task_id' to group by"):
+            list(read_structures(path, group="task_id"))
+        return
+    for key, value in zip(("task_id", "calc_id", "ionic_step"), task, strict=True):
+        frames = read_structures(path, group=key)
+        assert next(a for a in frames if a.info["id"] == frame_id).info["group"] == str(value)
