@@ -1,18 +1,26 @@
 """Rotations of whole batches, and how far a potential is from the symmetry that nature has.
 
 Every trained potential carries the numbers measured here: zero to rounding for an equivariant
-architecture, a learned and finite error for others.
+architecture, a learned and finite error for others. What is left of the error can be averaged out
+in use, over a finite group of rotations (`group_averaged`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+import math
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from mlip.graph import AtomGraph
-from mlip.models.potential import Potential
+from mlip.errors import ConfigError
+from mlip.graph import AtomGraph, collate
+from mlip.models.potential import Potential, Prediction
+
+GROUPS = {1: "none", 12: "tetrahedral", 24: "octahedral", 60: "icosahedral"}
+MAX_EDGES = 100_000  # of one batch of rotated copies: bounds the memory of an average
 
 
 def random_rotations(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -21,6 +29,84 @@ def random_rotations(count: int, generator: torch.Generator | None = None) -> Te
     q, r = torch.linalg.qr(normal)
     q = q * torch.sign(torch.diagonal(r, dim1=1, dim2=2))[:, None, :]
     return q * torch.linalg.det(q)[:, None, None].sign()
+
+
+@cache
+def rotation_group(order: int) -> Tensor:
+    """Proper rotations of a regular body, (order, 3, 3), float64: all products of its generators.
+
+    Args:
+        order: 12 (tetrahedron), 24 (cube and octahedron), 60 (icosahedron and dodecahedron), or 1
+            (the identity alone). The bodies share their twofold axes x, y, z and threefold axis
+            (1, 1, 1); the icosahedron has a vertex along (0, 1, golden ratio).
+
+    Raises:
+        ConfigError: there is no such group here.
+    """
+    if isinstance(order, bool) or order not in GROUPS:
+        known = ", ".join(f"{k} ({name})" for k, name in GROUPS.items())
+        raise ConfigError(f"rotations={order!r} must be the order of a group: {known}")
+    golden = 0.5 * (1.0 + math.sqrt(5.0))
+    third = torch.eye(3, dtype=torch.float64).roll(1, 0)  # x -> y -> z -> x
+    half = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    quarter = torch.tensor([[0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    generators = {
+        1: [],
+        12: [third, half],
+        24: [third, quarter],
+        60: [third, half, _turn((0.0, 1.0, golden), 2.0 * math.pi / 5.0)],
+    }[order]
+    group = [torch.eye(3, dtype=torch.float64)]
+    for member in group:  # grows while it is walked
+        for generator in generators:
+            product = generator @ member
+            if (torch.stack(group) - product).abs().amax((1, 2)).min() > 1e-6:
+                group.append(product)
+    return torch.stack(group)
+
+
+def group_averaged(potential: Potential, graph: AtomGraph, order: int) -> Prediction:
+    """Predict as the mean over a finite group: turn by each rotation, predict, turn back.
+
+    Exactly equivariant under the group, and for other rotations closer to it than one prediction.
+    The mean of energies that depend on positions alone is one more such energy, and what is
+    returned is its gradient: conservative forces stay conservative.
+
+    Args:
+        potential: frozen.
+        graph: B structures; copies of all of them go through the potential `order` times, as many
+            at once as keep a batch below `MAX_EDGES`. Neighbours are those of `graph`.
+        order: of the group, as in `rotation_group`.
+
+    Returns:
+        Numbers without a gradient and without `features` and `extras`, which need not be scalars.
+    """
+    group = rotation_group(order).to(graph.cell)
+    b, n = graph.num_graphs, len(graph.atomic_numbers)
+    at_once = max(1, MAX_EDGES // max(1, graph.edge_index.shape[1]))
+    energy, node = graph.cell.new_zeros(b), graph.cell.new_zeros(n)
+    forces, virial, stress = (
+        torch.zeros_like(x) for x in (graph.positions, graph.cell, graph.cell)
+    )
+    for some in group.split(at_once):
+        k = len(some)
+        with torch.no_grad():
+            out = potential(rotated(collate([graph] * k), some.repeat_interleave(b, 0)))
+        energy += out.energy.view(k, b).sum(0)
+        node += out.node_energy.view(k, n).sum(0)
+        forces += torch.einsum("kyx,kny->nx", some, out.forces.view(k, n, 3))
+        virial += torch.einsum("kyx,kbyz,kzw->bxw", some, out.virial.view(k, b, 3, 3), some)
+        stress += torch.einsum("kyx,kbyz,kzw->bxw", some, out.stress.view(k, b, 3, 3), some)
+    return Prediction(*(x / order for x in (energy, forces, virial, stress, node)))
+
+
+def _turn(axis: tuple[float, float, float], angle: float) -> Tensor:
+    """Rotation by `angle` about `axis` (Rodrigues' formula), float64."""
+    x, y, z = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0)
+    zero = torch.zeros_like(x)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).view(3, 3)
+    eye = torch.eye(3, dtype=torch.float64)
+    return eye + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
 
 
 def rotated(graph: AtomGraph, q: Tensor) -> AtomGraph:
@@ -45,8 +131,15 @@ def rotated(graph: AtomGraph, q: Tensor) -> AtomGraph:
     )
 
 
+def randomly_turned(batches: Iterable[AtomGraph], seed: int = 0) -> Iterator[AtomGraph]:
+    """Turn every structure of `batches`, labels included, the same way each time."""
+    generator = torch.Generator().manual_seed(seed)
+    for graph in batches:
+        yield rotated(graph, random_rotations(graph.num_graphs, generator))
+
+
 def symmetry_errors(
-    potential: Potential, graph: AtomGraph, rotations: int = 4
+    potential: Potential, graph: AtomGraph, rotations: int = 8
 ) -> dict[str, dict[str, float]]:
     """Measure how much predictions change when structures are rotated or inverted.
 
@@ -56,8 +149,10 @@ def symmetry_errors(
         rotations: fixed random rotations per structure.
 
     Returns:
-        For `rotation` and `inversion` the root mean squares `energy_per_atom_rmse` (eV/atom) and
-        `forces_rmse` (eV/Å, over components) of the difference to the unrotated prediction.
+        For `rotation` and `inversion` the mean absolute values and root mean squares
+        `energy_per_atom_mae`, `energy_per_atom_rmse` (eV/atom), `forces_mae`, `forces_rmse` (eV/Å,
+        over components) of the difference to the prediction that was turned, and the latter
+        relative to the root mean square of the forces, `forces_relative`.
     """
     with torch.no_grad():
         reference = potential(graph)
@@ -70,10 +165,13 @@ def symmetry_errors(
                 prediction = potential(turned)
             energy.append((prediction.energy - reference.energy) / graph.num_atoms)
             forces.append(prediction.forces - turned.forces)
-        return {
-            "energy_per_atom_rmse": float(torch.cat(energy).square().mean().sqrt()),
-            "forces_rmse": float(torch.cat(forces).square().mean().sqrt()),
-        }
+        size = float(reference.forces.square().mean().sqrt())
+        out: dict[str, float] = {}
+        for name, parts in (("energy_per_atom", energy), ("forces", forces)):
+            error = torch.cat(parts)
+            out[f"{name}_mae"] = float(error.abs().mean())
+            out[f"{name}_rmse"] = float(error.square().mean().sqrt())
+        return out | {"forces_relative": out["forces_rmse"] / size if size else 0.0}
 
     generator = torch.Generator().manual_seed(0)
     b = graph.num_graphs

@@ -40,7 +40,8 @@ class Geometry:
     spin: Tensor  # (B,) int64, multiplicity; 0 = unknown
     head: Tensor  # (B,) int64
     pbc: Tensor  # (B, 3) bool
-    positions: Tensor | None = None  # (N, 3) Å, only if the model sets `needs_positions`
+    # (N, 3) Å, only if the model sets `needs_positions`; float64: subtract an origin, then cast
+    positions: Tensor | None = None
     cell: Tensor | None = None  # (B, 3, 3) Å, likewise
 
 
@@ -57,7 +58,7 @@ class NodeOutput:
 @runtime_checkable
 class EnergyModel(Protocol):
     """What an architecture must offer; optional: `needs_positions`, `conservative`,
-    `uses_charge_spin`, each False, True, False where absent.
+    `uses_charge_spin`, `accepts_periodic`, each False, True, False, True where absent.
     """
 
     cutoff: float  # Å
@@ -153,6 +154,11 @@ class Potential(nn.Module):
         return bool(getattr(self.model, "uses_charge_spin", False))
 
     @property
+    def accepts_periodic(self) -> bool:
+        """Whether structures may have periodic axes; otherwise they are refused."""
+        return bool(getattr(self.model, "accepts_periodic", True))
+
+    @property
     def extensive(self) -> bool:
         """Whether two far fragments add up, whatever their charge and spin."""
         return self.is_local and not self.uses_charge_spin
@@ -209,6 +215,13 @@ class Potential(nn.Module):
             extras=output.extras,
         )
 
+    def feature_dim(self) -> int | None:
+        """C of the latent features (N, C) that predictions carry, None if the model has none."""
+        with torch.no_grad():
+            one = torch.tensor(self.species[:1], device=self.device)
+            features = self.model(self._edgeless(one)).features
+        return None if features is None else features.shape[1]
+
     def freeze(self) -> Potential:
         """Declare the weights final: evaluation mode, no parameter gradients, E0 correction cached.
 
@@ -258,7 +271,7 @@ class Potential(nn.Module):
             spin=graph.spin,
             head=graph.head,
             pbc=graph.pbc,
-            positions=positions.to(self.dtype) if needs_positions else None,
+            positions=positions if needs_positions else None,
             cell=cell.to(self.dtype) if needs_positions else None,
         )
         return geometry, leaves, strain

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,12 @@ class EpochLog(L.Callback):
         "val/energy_per_atom_rmse", "val/forces_mae", "val/forces_rmse", "val/forces_cos",
         "val/stress_mae", "val/stress_rmse",
     )  # fmt: skip
-    COLUMNS = ("epoch", "step", *METRICS, "lr", "time/epoch_s", "time/data_s", "data/atoms_per_s")
+    OTHERS = ("lr", "time/epoch_s", "time/data_s", "data/atoms_per_s")
 
-    def __init__(self, path: Path, limits: Limits, steps_per_epoch: int) -> None:
+    def __init__(
+        self, path: Path, limits: Limits, steps_per_epoch: int, more: Sequence[str] = ()
+    ) -> None:
+        self.metrics = (*self.METRICS, *more)
         self.path, self.max_epochs, self.limits = path, limits.max_epochs, limits
         self.steps_per_epoch = steps_per_epoch
         self.best = float("inf")
@@ -228,7 +232,7 @@ class EpochLog(L.Callback):
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            **{k: values[k] for k in self.METRICS if k in values},
+            **{k: values[k] for k in self.metrics if k in values},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "time/epoch_s": round(seconds, 3),
             "time/data_s": round(self._data, 3),
@@ -236,7 +240,9 @@ class EpochLog(L.Callback):
         }
         new = not self.path.exists()
         with self.path.open("a", newline="") as handle:
-            writer = csv.DictWriter(handle, list[str](self.COLUMNS), restval="")
+            writer = csv.DictWriter(
+                handle, ["epoch", "step", *self.metrics, *self.OTHERS], restval=""
+            )
             if new:
                 writer.writeheader()
             writer.writerow(row)

@@ -77,6 +77,11 @@ def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Con
                 raise ConfigError(_unknown(word, choices[key], f"{key}="))
             groups[key] = word
     config = _compose(groups)
+    if config["objective"]["name"] == "auto":
+        from mlip.training.objectives import resolve_objective
+
+        groups["objective"] = resolve_objective("auto", config["model"]["name"])
+        config = _compose(groups)
     for key, value in settings:
         if key not in choices or isinstance(value, Mapping):
             _set(config, key, value)
@@ -141,9 +146,10 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: expected `key: value` lines{_data_hint(path)}")
 
-    model = content.get("model")
-    if isinstance(model, Mapping) and "name" in model:  # a resolved config: start from its group
-        yield "model", model["name"]
+    for group, choices in _choices().items():  # a resolved config: start from its groups
+        table = content.get(group)
+        if isinstance(table, Mapping) and table.get("name") in choices:
+            yield group, table["name"]
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping) and prefix not in OPEN:

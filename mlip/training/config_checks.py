@@ -57,6 +57,8 @@ NUMBERS = {
     "loss.stress_weight": _NOT_NEGATIVE,
     "loss.delta": _POSITIVE,
     "model.cutoff": _POSITIVE,
+    "objective.weight": Number("a positive number, 0 or null", other=(None,)),
+    "objective.warmup": _FRACTION,
     "optimizer.lr": _POSITIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "scheduler.warmup": _FRACTION,

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L  # noqa: N812  Lightning's own name for itself
@@ -17,12 +17,18 @@ from mlip.errors import TrainingError
 from mlip.evaluate import ErrorSums
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
+from mlip.symmetry import random_rotations, rotated
 from mlip.training.loss import HuberLoss, LossTotal
-from mlip.training.objectives import Objective
+from mlip.training.objectives import LatentEquivariance, Standard
 from mlip.training.optimizers import make_optimizer
 
 log = logging.getLogger("mlip")
 MAX_BAD_STEPS = 3
+# Beside the errors on turned structures: those as given, and the change that turning makes.
+SYMMETRY_COLUMNS = (
+    "frame_energy_per_atom_mae", "frame_forces_mae",
+    "rotation_energy_per_atom_mae", "rotation_forces_mae",
+)  # fmt: skip
 
 
 @dataclass
@@ -66,7 +72,7 @@ class PotentialModule(L.LightningModule):
         self,
         potential: Potential,
         loss: HuberLoss,
-        objective: Objective,
+        objective: Standard | LatentEquivariance,
         *,
         optimizer: Mapping[str, Any],
         scheduler: Mapping[str, Any],
@@ -93,17 +99,32 @@ class PotentialModule(L.LightningModule):
         """Return the loss of one batch."""
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # no generator state to restore
         self.last_batch = batch
-        batch = self.objective(batch)
-        prediction = self.potential(batch)
-        sums = self.loss.sums(prediction, batch)
-        loss = self.loss.combine(sums)
-        if bool(torch.isfinite(loss.detach())):  # a skipped step must not spoil the epoch's means
-            self._add("train", sums, prediction, batch)
-        return loss
+        progress = self.limits.progress(self.global_step, self.steps_per_epoch)
+        lesson = self.objective(self.potential, batch, self.loss, progress)
+        if bool(torch.isfinite(lesson.loss.detach())):  # else skipped: it must not spoil the means
+            self._add("train", lesson.sums, lesson.prediction, lesson.graph)
+            for name, value in lesson.monitors.items():
+                self._monitors.setdefault(name, []).append(value)
+        return lesson.loss
 
     def validation_step(self, batch: AtomGraph, batch_idx: int) -> None:
-        """Add one batch to the validation errors."""
-        prediction = self.potential(batch)
+        """Add one batch to the validation errors.
+
+        Without exact symmetry they are those on structures turned at random, the same way in every
+        epoch: data sets have preferred orientations, which such a model learns as a short cut.
+        """
+        if self.potential.symmetry == "none":
+            generator = torch.Generator().manual_seed(batch_idx)
+            q = random_rotations(batch.num_graphs, generator)
+            plain = self.potential(batch)
+            self._symmetry["frame"].update(plain, batch)
+            labels = {name: getattr(plain, name) for name in ("energy", "forces", "stress")}
+            as_if = rotated(replace(batch, **labels), q)
+            batch = rotated(batch, q)
+            prediction = self.potential(batch)
+            self._symmetry["rotation"].update(prediction, as_if)
+        else:
+            prediction = self.potential(batch)
         self._add("val", self.loss.sums(prediction, batch), prediction, batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -119,7 +140,7 @@ class PotentialModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose gradient is not finite; stop after three in a row."""
-        gradients = [p.grad for p in self.potential.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         if gradients and bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all()):
             self.bad_steps = 0
             return
@@ -138,7 +159,7 @@ class PotentialModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The configured optimiser, learning rate by progress."""
-        optimizer = make_optimizer(self.potential, self.optimizer_options)
+        optimizer = make_optimizer(self, self.optimizer_options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {
             "optimizer": optimizer,
@@ -149,7 +170,15 @@ class PotentialModule(L.LightningModule):
         """Return loss and errors accumulated since the last reset."""
         total = self._totals[part]
         out = {f"{part}/loss": total.mean()} if total.sums else {}
-        return out | {f"{part}/{k}": v for k, v in self._errors[part].compute().items()}
+        if part == "train":
+            for name, values in self._monitors.items():
+                out[f"train/{name}"] = float(torch.stack(values).mean())
+        out |= {f"{part}/{k}": v for k, v in self._errors[part].compute().items()}
+        if part == "val" and self.potential.symmetry == "none":
+            found = {name: errors.compute() for name, errors in self._symmetry.items()}
+            out |= {f"val/{column}": found[a][b] for column in SYMMETRY_COLUMNS
+                    for a, b in [column.split("_", 1)] if b in found[a]}  # fmt: skip
+        return out
 
     def _factor(self, step: int) -> float:
         progress = self.limits.progress(step, self.steps_per_epoch)
@@ -164,4 +193,8 @@ class PotentialModule(L.LightningModule):
         if not hasattr(self, "_totals"):
             self._totals: dict[str, LossTotal] = {}
             self._errors: dict[str, ErrorSums] = {}
+        if part == "train":
+            self._monitors: dict[str, list[Tensor]] = {}
+        else:
+            self._symmetry = {"frame": ErrorSums(), "rotation": ErrorSums()}
         self._totals[part], self._errors[part] = LossTotal(self.loss), ErrorSums()

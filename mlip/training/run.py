@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,13 +28,13 @@ from mlip.models.potential import Potential, Prediction
 from mlip.models.registry import PotentialSpec, build_potential
 from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
-from mlip.symmetry import symmetry_errors
+from mlip.symmetry import randomly_turned, symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.card import training_card
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
 from mlip.training.loss import HuberLoss, LossTotal
-from mlip.training.module import Limits, PotentialModule
+from mlip.training.module import SYMMETRY_COLUMNS, Limits, PotentialModule
 from mlip.training.objectives import make_objective
 from mlip.training.run_folder import (
     choose_folder,
@@ -102,13 +102,13 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     began = time.monotonic()
     torch.manual_seed(config["seed"])
     potential = build_potential(_spec(config, data))
-    name, objective = make_objective(config["objective"]["name"], config["model"]["name"])
     size = sum(p.numel() for p in potential.parameters())
     for line in data.summary():
         log.info(line)
     log.info(
         f"Model    {config['model']['name']}  {size:,} parameters, "
-        f"{config['trainer']['precision']}, {torch.get_num_threads()} threads; objective {name}"
+        f"{config['trainer']['precision']}, {torch.get_num_threads()} threads; "
+        f"objective {config['objective']['name']}"
     )
     log.info(f"Run      {out_dir}")
     record_start(config, data, out_dir)
@@ -120,13 +120,10 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     steps_per_epoch = len(loader)
     options = config["trainer"]
     limits = Limits(options["max_epochs"], options["max_steps"], options["max_time"])
-    loss = HuberLoss(
-        **{f"{label}_weight": float(config["loss"][f"{label}_weight"]) for label in LABELS},
-        delta=float(config["loss"]["delta"]),
-        force_scale=data.stats.force_scale,
-    )
+    loss = _loss(config, data.stats.force_scale)
+    objective = make_objective(config["objective"], potential, loss)
     if options["precision"] == "64-true":
-        potential = potential.double()
+        potential, objective = potential.double(), objective.double()
     module = PotentialModule(
         potential,
         loss,
@@ -139,7 +136,12 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     )
     folder = out_dir / "checkpoints"
     guard = RunLimits(limits, loader, folder / "last.ckpt")
-    callbacks: list[Callback] = [EpochLog(out_dir / "metrics.csv", limits, steps_per_epoch)]
+    columns = [f"train/{name}" for name in objective.monitors]
+    if potential.symmetry == "none":
+        columns += [f"val/{name}" for name in SYMMETRY_COLUMNS]
+    callbacks: list[Callback] = [
+        EpochLog(out_dir / "metrics.csv", limits, steps_per_epoch, columns)
+    ]
     if config["ema"]["decay"] > 0:
         callbacks.append(WarmEMA(config["ema"]["decay"]))
     callbacks.append(guard)
@@ -187,7 +189,8 @@ def _finish(
     last = out_dir / "checkpoints" / "last.ckpt"
     state = read_checkpoint(best if best.exists() else last)["state_dict"]
     prefix = "potential."
-    potential.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    potential.load_state_dict(own)
     potential = potential.cpu()
     path = out_dir / "potential.safetensors"
     save_potential(path, potential, {"training": training_card(config, data)})
@@ -195,19 +198,17 @@ def _finish(
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
     evaluations: dict[str, Evaluation] = {}
-    for part in ("val", "test"):
-        loader = data.loader(part)
-        if loader is not None:
-            total = LossTotal(loss)
+    for part, batches in _held_out(data, turned=potential.symmetry == "none"):
+        total = LossTotal(loss)
 
-            def observe(prediction: Prediction, graph: AtomGraph, total: LossTotal = total) -> None:
-                total.add(loss.sums(prediction, graph))
+        def observe(prediction: Prediction, graph: AtomGraph, total: LossTotal = total) -> None:
+            total.add(loss.sums(prediction, graph))
 
-            evaluation = evaluate_batches(potential, loader, collect=True, observe=observe)
-            evaluations[part] = evaluation
-            found = {"loss": total.mean(), **evaluation.metrics}
-            metrics = metrics | {f"{part}/{k}": v for k, v in found.items()}
-            log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
+        evaluation = evaluate_batches(potential, batches, collect=True, observe=observe)
+        evaluations[part] = evaluation
+        found = {"loss": total.mean(), **evaluation.metrics}
+        metrics = metrics | {f"{part}/{k}": v for k, v in found.items()}
+        log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
     counts = {part: e.counts for part, e in evaluations.items()}
     add_metadata(path, {"metrics": metrics, "metric_counts": counts})
     symmetry = _measure_symmetry(data, potential)
@@ -230,6 +231,19 @@ def _finish(
     return RunResult(out_dir, path, metrics)
 
 
+def _held_out(data: PreparedData, turned: bool) -> Iterator[tuple[str, Iterable[AtomGraph]]]:
+    """Yield what errors are reported on; without exact symmetry, turned at random and as given."""
+    for part in ("val", "test"):
+        loader = data.loader(part)
+        if loader is None:
+            continue
+        if turned:
+            yield part, randomly_turned(loader)
+            yield f"{part}_frame", loader
+        else:
+            yield part, loader
+
+
 def _measure_symmetry(data: PreparedData, potential: Potential) -> dict[str, dict[str, float]]:
     loader = data.loader("val") or data.loader("train")
     if loader is None:
@@ -250,15 +264,21 @@ def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:
     )
 
 
+def _loss(config: Config, force_scale: float) -> HuberLoss:
+    weights = {f"{label}_weight": float(config["loss"][f"{label}_weight"]) for label in LABELS}
+    return HuberLoss(**weights, delta=float(config["loss"]["delta"]), force_scale=force_scale)
+
+
 def _try_building(config: Config) -> int:
     """Return the number of parameters, having seen that the options of the model are right."""
     model = dict(config["model"])
     prior, name = model.pop("prior", None) or "none", model.pop("name")
     priors = () if prior == "none" else (str(prior),)
-    make_objective(config["objective"]["name"], name)
     spec = PotentialSpec(name, model, (1,), ({1: 0.0},), avg_num_neighbors=1.0, priors=priors)
     try:
-        return sum(p.numel() for p in build_potential(spec).parameters())
+        potential = build_potential(spec)
+        make_objective(config["objective"], potential, _loss(config, force_scale=1.0))
+        return sum(p.numel() for p in potential.parameters())
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         if isinstance(error, ConfigError):
             raise

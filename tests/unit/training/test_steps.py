@@ -18,7 +18,7 @@ from mlip.models.potential import Potential
 from mlip.training.callbacks import WarmEMA
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, PotentialModule
-from mlip.training.objectives import standard
+from mlip.training.objectives import Standard
 
 
 class Record(L.Callback):
@@ -54,7 +54,7 @@ def fit(potential: Potential, batches: list[AtomGraph], *callbacks: L.Callback) 
     module = PotentialModule(
         potential,
         HuberLoss(1.0, 1.0, 0.0, delta=0.5, force_scale=1.0),
-        standard,
+        Standard(),
         optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
         scheduler={"warmup": 0.0, "final": 1.0},
         limits=Limits(1, None, None),
