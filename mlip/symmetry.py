@@ -7,8 +7,8 @@ in use, over a finite group of rotations (`group_averaged`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -97,7 +97,9 @@ def group_averaged(potential: Potential, graph: AtomGraph, order: int) -> Predic
         forces += torch.einsum("kyx,kny->nx", some, out.forces.view(k, n, 3))
         virial += torch.einsum("kyx,kbyz,kzw->bxw", some, out.virial.view(k, b, 3, 3), some)
         stress += torch.einsum("kyx,kbyz,kzw->bxw", some, out.stress.view(k, b, 3, 3), some)
-    return Prediction(*(x / order for x in (energy, forces, virial, stress, node)))
+    for total in (energy, forces, virial, stress, node):
+        total /= order
+    return Prediction(energy, forces, virial, stress, node)
 
 
 def _turn(axis: tuple[float, float, float], angle: float) -> Tensor:

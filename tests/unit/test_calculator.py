@@ -9,12 +9,14 @@ import ase
 import numpy as np
 import pytest
 import torch
+from anisotropic import Anisotropic
 from ase.calculators.calculator import PropertyNotImplementedError
 from conftest import build, interaction_only, predict
 from stencil import RELATIVE, STENCIL, STEP, slope, strained
 
 from mlip.calculator import MLIPCalculator
 from mlip.errors import ConfigError, DataError
+from mlip.models.potential import Potential
 from mlip.relax import Relaxer
 
 
@@ -122,3 +124,61 @@ def test_pymatgen_relaxes_with_the_calculator(bulk_atoms):
     structure = AseAtomsAdaptor.get_structure(bulk_atoms)
     relaxed = structure.relax(calculator=MLIPCalculator(build("lennard_jones")), steps=20)
     assert relaxed.volume != pytest.approx(structure.volume)
+
+
+def tilted() -> Potential:
+    """A potential without rotational symmetry."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = Anisotropic(cutoff=4.0, species=(1, 6, 8))
+    return Potential(model, dict.fromkeys((1, 6, 8), 0.0)).double()
+
+
+def test_averaged_forces_and_stress_are_derivatives(bulk_atoms):
+    """Of the averaged energy, which differs from the energy without averaging."""
+    calc = MLIPCalculator(tilted(), rotations=12)
+    plain = MLIPCalculator(tilted()).get_potential_energy(bulk_atoms)
+    assert abs(calc.get_potential_energy(bulk_atoms) - plain) > 1e-2
+    forces, stress = calc.get_forces(bulk_atoms), calc.get_stress(bulk_atoms)
+    moved = []
+    for i, k in np.ndindex(len(bulk_atoms), 3):
+        for step in STENCIL:
+            moved.append(bulk_atoms.copy())
+            moved[-1].positions[i, k] += step * STEP
+    numeric = -slope(np.array([calc.get_potential_energy(a) for a in moved])).reshape(-1, 3)
+    scale = np.abs(forces).max()
+    assert scale > 0.05
+    np.testing.assert_allclose(forces, numeric, rtol=0, atol=RELATIVE * max(scale, 1.0))
+    voigt = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    moved = [strained(bulk_atoms, a, b, step * STEP) for a, b in voigt for step in STENCIL]
+    energies = np.array([calc.get_potential_energy(atoms) for atoms in moved])
+    numeric = slope(energies) / bulk_atoms.get_volume()
+    np.testing.assert_allclose(stress, numeric, rtol=0, atol=RELATIVE * max(scale, 1.0))
+
+
+def test_an_averaged_committee_is_the_mean_of_averages(bulk_atoms):
+    one, two = tilted(), tilted()
+    with torch.no_grad():
+        two.model.readout.mul_(1.1)
+    both = MLIPCalculator([one, two], rotations=24)
+    energies = [
+        MLIPCalculator(p, rotations=24).get_potential_energy(bulk_atoms) for p in (one, two)
+    ]
+    assert both.get_potential_energy(bulk_atoms) == pytest.approx(np.mean(energies))
+    assert both.results["energies_committee"] == pytest.approx(energies)
+    assert both.results["energies"].sum() == pytest.approx(np.mean(energies))
+    assert both.parameters["rotations"] == 24
+    assert copy.deepcopy(both).get_potential_energy(bulk_atoms) == pytest.approx(np.mean(energies))
+
+
+def test_rotations_that_are_no_group_or_change_nothing(bulk_atoms, caplog):
+    with pytest.raises(ConfigError, match="rotations=10 must be the order of a group"):
+        MLIPCalculator(tilted(), rotations=10)
+    logging.getLogger("mlip").propagate = True
+    with caplog.at_level(logging.WARNING, logger="mlip"):
+        MLIPCalculator(tilted(), rotations=12)
+        assert not caplog.records
+        exact = MLIPCalculator(build("lennard_jones"), rotations=12)
+    assert "changes nothing" in caplog.text
+    plain = MLIPCalculator(build("lennard_jones")).get_forces(bulk_atoms)
+    np.testing.assert_allclose(exact.get_forces(bulk_atoms), plain, atol=1e-10)
