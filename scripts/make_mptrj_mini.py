@@ -386,6 +386,9 @@ def assemble() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     content = json.dumps(nested, separators=(",", ":")).encode()
     (OUT / "mptrj-mini.json.gz").write_bytes(gzip.compress(content, 9, mtime=0))
+    distorted = bulk("Si", a=5.6, cubic=True)  # for the demo to relax
+    distorted.rattle(0.08, seed=1)
+    distorted.write(OUT / "si-distorted.cif")
     (OUT / "reference.json").write_text(json.dumps(reference, indent=1) + "\n")
     write_checksums(OUT)
     print(f"{sum(map(len, nested.values()))} frames in {OUT}, {missing} jobs missing")

@@ -40,6 +40,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--format", default="auto")
     parser.add_argument("--energy", choices=["uncorrected", "corrected"], default="uncorrected")
     parser.add_argument("--max-atoms", type=int, default=512, help="atoms per batch")
+    parser.add_argument(
+        "--turned", action="store_true", help="turn every structure at random first (fixed seed)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.set_defaults(run=run)
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from mlip.errors import DataError
     from mlip.evaluate import batches_of, evaluate_batches
     from mlip.potential_file import load_potential
+    from mlip.symmetry import randomly_turned
 
     files, options = _split(args.data)
     options = {"format": args.format, "energy": args.energy, **options}
@@ -58,6 +62,13 @@ def run(args: argparse.Namespace) -> int:
     potential = load_potential(args.potential, args.device, args.dtype)
     structures = read_known(files, potential.species, options.pop("format"), **options)
     batches = (graph for _, graph in batches_of(structures, potential, args.max_atoms))
+    if args.turned:
+        batches = randomly_turned(batches)
+    elif potential.symmetry == "none":
+        log.warning(
+            "this potential has no exact rotation symmetry and these are errors in the file's "
+            "orientations; --turned gives those in random ones"
+        )
     result = evaluate_batches(potential, batches)
     if not result.metrics:
         raise DataError(f"{', '.join(files)}: no energies, forces or stresses to compare with")
