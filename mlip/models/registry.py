@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from mlip.errors import ConfigError
+from mlip.models.frame_averaging import FRAMES, FrameAveraged
 from mlip.models.potential import Potential
 
 ENTRY_POINTS = "mlip.architectures"
@@ -48,7 +49,9 @@ class PotentialSpec:
     """An untrained potential, as plain values."""
 
     architecture: str
-    hyperparameters: dict[str, Any]  # the architecture's own keywords, cutoff included
+    # the architecture's own keywords, cutoff included; and `frames`, which every one has: none, or
+    # the group (so3, o3) that frame averaging makes exact
+    hyperparameters: dict[str, Any]
     species: tuple[int, ...]
     reference_energies: tuple[dict[int, float], ...]  # one table per head, eV
     avg_num_neighbors: float
@@ -64,15 +67,19 @@ def build_potential(spec: PotentialSpec) -> Potential:
     Raises:
         ConfigError: an unknown name, or a hyper-parameter that does not exist or is out of range.
     """
+    own = _checked(spec.hyperparameters)
+    frames = own.pop("frames", "none")
+    if frames not in FRAMES:
+        raise ConfigError(f"model.frames={frames!r} must be one of {', '.join(FRAMES)}")
     keywords = {
-        **_checked(spec.hyperparameters),
+        **own,
         "species": spec.species,
         "avg_num_neighbors": spec.avg_num_neighbors,
         "force_scale": spec.force_scale,
         "charge_spin": spec.charge_spin,
     }
     architecture = _architecture_class(spec.architecture)
-    _check_keywords(spec.architecture, architecture, spec.hyperparameters)
+    _check_keywords(spec.architecture, architecture, own)
     with torch.device("meta"):  # count before allocating: a file must not ask for a terabyte
         size = sum(p.numel() for p in architecture(**keywords).parameters())
     if size > MAX_PARAMETERS:
@@ -81,9 +88,10 @@ def build_potential(spec: PotentialSpec) -> Potential:
             f"more than {MAX_PARAMETERS:,}; choose a smaller size"
         )
     priors = [_load(_lookup(PRIORS, name, "prior"))(species=spec.species) for name in spec.priors]
-    potential = Potential(
-        architecture(**keywords), spec.reference_energies, priors, spec.head_names
-    )
+    model = architecture(**keywords)
+    if frames != "none":
+        model = FrameAveraged(model, frames)
+    potential = Potential(model, spec.reference_energies, priors, spec.head_names)
     potential.spec = spec
     return potential
 
@@ -121,6 +129,7 @@ def _check_keywords(name: str, cls: type[nn.Module], given: Mapping[str, Any]) -
         for key, p in parameters.items()
         if p.kind is inspect.Parameter.KEYWORD_ONLY and key not in FROM_DATA
     ]
+    known.append("frames")
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -114,6 +114,7 @@ def _compose(groups: Mapping[str, str]) -> Config:
     config: Config = {str(k): v for k, v in out.items()}
     for part in ("train", "val", "test"):
         config["data"][part] = _shipped(config["data"][part])
+    config["model"].setdefault("frames", "none")  # an option of every architecture
     return config
 
 

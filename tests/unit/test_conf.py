@@ -69,6 +69,14 @@ def test_every_range_is_of_an_option_and_holds_its_default():
         assert name in (config[section] if section else config), key
 
 
+@pytest.mark.parametrize("model", ["facet", "lennard_jones"])
+def test_frames_are_an_option_of_every_model(model):
+    assert load_config([f"model={model}"])["model"]["frames"] == "none"
+    assert load_config([f"model={model}", "model.frames=o3"])["model"]["frames"] == "o3"
+    with pytest.raises(ConfigError, match=r"did you mean model\.frames"):
+        load_config([f"model={model}", "model.frame=o3"])
+
+
 def test_parts_must_leave_something_to_train_on():
     with pytest.raises(ConfigError, match="leave nothing to train on"):
         load_config(["data.val_fraction=0.5", "data.test_fraction=0.5"])

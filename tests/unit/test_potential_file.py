@@ -114,3 +114,25 @@ def test_an_error_that_is_not_finite_is_null(saved):
     path, _ = saved
     add_metadata(path, {"metrics": {"val/loss": float("nan"), "val/deep": [float("inf"), 1.0]}})
     assert read_metadata(path)["metrics"] == {"val/loss": None, "val/deep": [None, 1.0]}
+
+
+def test_frames_are_a_plain_value_of_the_file(tmp_path, bulk_atoms):
+    """A frame-averaged potential is rebuilt from its description, as invariant as before."""
+    torch.manual_seed(0)
+    potential = build_potential(spec(frames="o3", grid_act="silu"))
+    assert potential.symmetry == "O(3)"
+    path = tmp_path / "potential.safetensors"
+    save_potential(path, potential)
+    document = read_metadata(path)
+    assert document["architecture"]["hyperparameters"]["frames"] == "o3"
+    assert (document["symmetry"], document["extensive"]) == ("O(3)", False)
+    loaded = load_potential(path, "cpu")
+    a, b = predict(potential.freeze(), bulk_atoms), predict(loaded, bulk_atoms)
+    assert torch.equal(a.forces, b.forces)
+    assert build_potential(spec(frames="none")).symmetry == build_potential(spec()).symmetry
+    with pytest.raises(ConfigError, match=r"by itself; use model\.frames=none"):
+        build_potential(spec(frames="o3"))
+    with pytest.raises(ConfigError, match=r"model\.frames='o4' must be one of none, so3, o3"):
+        build_potential(spec(frames="o4"))
+    with pytest.raises(ConfigError, match=r"did you mean model\.frames"):
+        build_potential(spec(frame="o3"))
