@@ -128,11 +128,16 @@ class Variant:
 SMALL: dict[str, dict[str, Any]] = {
     "facet": {"channels": (8, 6, 4), "num_layers": 2, "num_basis": 6},
     "lennard_jones": {"epsilon": 0.6, "sigma": 1.0},
+    "nequip": {"channels": (8, 6, 4), "embedding": 4, "num_basis": 6, "radial_widths": (8,)},
 }
 
 
 def _facet(priors: tuple[str, ...] = (), charge_spin: bool = False, **options: Any) -> Variant:
     return Variant("facet", {**SMALL["facet"], **options}, priors, charge_spin)
+
+
+def _nequip(charge_spin: bool = False, **options: Any) -> Variant:
+    return Variant("nequip", {**SMALL["nequip"], **options}, charge_spin=charge_spin)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -145,6 +150,19 @@ VARIANTS: dict[str, Variant] = {
     "facet-charge": _facet(charge_spin=True),
     "facet-silu-L3": _facet(grid_act="silu", channels=(6, 5, 4, 4), grid_channels=4),
     "facet-zbl": _facet(priors=("zbl",)),
+    "nequip-charge": _nequip(charge_spin=True),
+    "nequip-full": _nequip(parity="full", channels=(6, 4, 3), num_layers=4),  # 0o in the third
+    "nequip-L3": _nequip(channels=(6, 5, 4, 3)),
+    "nequip-sevennet": _nequip(
+        parity="none",
+        self_connection="linear",
+        embedding=None,
+        num_layers=3,
+        radial_widths=(8, 8),
+        trainable_basis=True,
+        readout_width=4,
+        neighbor_exponent=1.0,
+    ),
 }
 
 

@@ -40,6 +40,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "facet": Architecture("mlip.models.facet", "Facet", 1),
     "lennard_jones": Architecture("mlip.models.pair", "LennardJones", 1),
+    "nequip": Architecture("mlip.models.nequip", "NequIP", 1),
 }
 PRIORS: dict[str, Architecture] = {"zbl": Architecture("mlip.models.pair", "ZBL", 1)}
 
