@@ -24,6 +24,7 @@ import torch
 from ase.build import bulk, molecule
 
 from mlip.graph import AtomGraph, collate
+from mlip.models.frame_averaging import FrameAveraged
 from mlip.models.potential import Potential, Prediction
 from mlip.models.registry import ARCHITECTURES, ENTRY_POINTS, PotentialSpec, build_potential
 
@@ -129,6 +130,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "facet": {"channels": (8, 6, 4), "num_layers": 2, "num_basis": 6},
     "lennard_jones": {"epsilon": 0.6, "sigma": 1.0},
     "nequip": {"channels": (8, 6, 4), "embedding": 4, "num_basis": 6, "radial_widths": (8,)},
+    "transip": {"dim": 24, "num_layers": 2, "num_heads": 2, "num_basis": 6},
 }
 
 
@@ -138,6 +140,10 @@ def _facet(priors: tuple[str, ...] = (), charge_spin: bool = False, **options: A
 
 def _nequip(charge_spin: bool = False, **options: Any) -> Variant:
     return Variant("nequip", {**SMALL["nequip"], **options}, charge_spin=charge_spin)
+
+
+def _transip(charge_spin: bool = False, **options: Any) -> Variant:
+    return Variant("transip", {**SMALL["transip"], **options}, charge_spin=charge_spin)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -163,6 +169,12 @@ VARIANTS: dict[str, Variant] = {
         readout_width=4,
         neighbor_exponent=1.0,
     ),
+    "transip-charge": _transip(charge_spin=True, attention="neighbours"),
+    "transip-direct": _transip(forces="direct", attention="neighbours"),
+    "transip-frames": _transip(attention="neighbours", frames="o3"),
+    "transip-global": _transip(attention="global"),
+    "transip-global-charge": _transip(charge_spin=True, attention="global"),
+    "transip-global-direct": _transip(forces="direct", attention="global"),
 }
 
 
@@ -189,8 +201,12 @@ def _built(name: str) -> Potential:
                     torch.nn.init.normal_(parameter)
         return potential
 
-    rms = rms_force(make(1.0), _bulk())
-    return make(1.0 / rms)
+    potential = make(1.0)
+    return make(1.0 / rms_force(potential, _small(potential)))
+
+
+def _small(potential: Potential) -> ase.Atoms:
+    return _bulk() if potential.accepts_periodic else _molecule()
 
 
 def build(name: str) -> Potential:
@@ -204,7 +220,29 @@ def rms_force(potential: Potential, atoms: ase.Atoms) -> float:
 
 @pytest.fixture(params=VARIANTS)
 def potential(request: pytest.FixtureRequest) -> Potential:
-    return build(request.param)
+    """Every variant, but for what it declares not to be: `@pytest.mark.needs("conservative")`.
+
+    Periodic structures, by parameter or by fixture, are for those that accept them.
+    """
+    potential = build(request.param)
+    node: Any = request.node
+    needs = {name for mark in node.iter_markers("needs") for name in mark.args}
+    structures = {v for v in node.callspec.params.values() if isinstance(v, str)} & set(STRUCTURES)
+    periodic = any(STRUCTURES[name]().pbc.any() for name in structures)
+    if periodic or {"bulk_atoms", "fcc"} & set(request.fixturenames):
+        needs.add("accepts_periodic")
+    for name in needs:
+        if not getattr(potential, name):
+            pytest.skip(f"this architecture declares {name}=False")
+    if "fcc" in request.fixturenames and isinstance(potential.model, FrameAveraged):
+        pytest.skip("a perfect cubic crystal has no frame; measured in test_frames.py")
+    return potential
+
+
+@pytest.fixture
+def small_atoms(potential: Potential) -> ase.Atoms:
+    """The bulk, or the molecule where a potential is for molecules only."""
+    return _small(potential)
 
 
 @pytest.fixture

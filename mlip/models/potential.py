@@ -254,8 +254,8 @@ class Potential(nn.Module):
         leaves = [vectors]
         if needs_positions:  # a second way for the geometry to enter, strained as a whole
             strain = torch.zeros_like(cell).requires_grad_(differentiate)
-            positions = positions if positions.requires_grad else positions.detach().clone()
-            positions.requires_grad_(differentiate)
+            if not positions.requires_grad:
+                positions = positions.detach().clone().requires_grad_(differentiate)
             leaves += [positions, strain]
             symmetric = 0.5 * (strain + strain.transpose(1, 2))
             cell = cell + cell @ symmetric

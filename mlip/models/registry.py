@@ -41,6 +41,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "facet": Architecture("mlip.models.facet", "Facet", 1),
     "lennard_jones": Architecture("mlip.models.pair", "LennardJones", 1),
     "nequip": Architecture("mlip.models.nequip", "NequIP", 1),
+    "transip": Architecture("mlip.models.transip", "TransIP", 1),
 }
 PRIORS: dict[str, Architecture] = {"zbl": Architecture("mlip.models.pair", "ZBL", 1)}
 
@@ -95,6 +96,23 @@ def build_potential(spec: PotentialSpec) -> Potential:
     potential = Potential(model, spec.reference_energies, priors, spec.head_names)
     potential.spec = spec
     return potential
+
+
+def resolve_options(name: str, options: Mapping[str, Any], *, periodic: bool) -> dict[str, Any]:
+    """Replace what an architecture leaves to its training set by a concrete value.
+
+    An architecture with such an option has a static method `resolve_options(options, periodic=)`.
+
+    Args:
+        name: of the architecture.
+        options: its hyper-parameters.
+        periodic: whether any structure of the data has a periodic axis.
+
+    Raises:
+        DataError: the options do not suit the data.
+    """
+    resolve = getattr(_architecture_class(name), "resolve_options", None)
+    return dict(options) if resolve is None else resolve(options, periodic=periodic)
 
 
 def architecture_version(name: str) -> int:

@@ -13,6 +13,7 @@ from stencil import RELATIVE, STENCIL, STEP, slope, strained
 from mlip.graph import AtomGraph
 
 
+@pytest.mark.needs("conservative")
 def test_forces(potential, atoms):
     potential = interaction_only(potential)
     moved = []
@@ -29,6 +30,7 @@ def test_forces(potential, atoms):
     np.testing.assert_allclose(forces, numeric, rtol=0, atol=RELATIVE * max(rms, 1.0))
 
 
+@pytest.mark.needs("conservative")
 def test_virial_and_stress(potential, atoms):
     potential = interaction_only(potential)
     axes = list(combinations_with_replacement(range(3), 2))
@@ -68,9 +70,10 @@ def test_no_net_force_and_no_torque(potential, atoms):
         np.testing.assert_allclose(np.cross(atoms.positions, forces).sum(0), 0, atol=1e-9)
 
 
-def test_force_and_virial_gradients(potential, bulk_atoms):
+@pytest.mark.needs("conservative")
+def test_force_and_virial_gradients(potential, small_atoms):
     """What training on forces and stresses differentiates: second derivatives, and symmetric."""
-    graph = AtomGraph.from_atoms(bulk_atoms, potential.cutoff)
+    graph = AtomGraph.from_atoms(small_atoms, potential.cutoff)
     potential.requires_grad_(False)
 
     def outputs(positions):
@@ -86,6 +89,7 @@ def test_force_and_virial_gradients(potential, bulk_atoms):
     torch.testing.assert_close(rows, rows.T, atol=1e-9, rtol=0)
 
 
+@pytest.mark.needs("conservative")
 @pytest.mark.parametrize("structure", ["bulk", "molecule"])
 def test_parameter_gradients_of_a_loss(potential, structure):
     """Double backward through energy, forces and virial, along a random direction of weights."""

@@ -21,13 +21,14 @@ def test_an_isolated_atom_has_its_reference_energy(potential, z):
     for frozen in (False, True):
         if frozen:
             potential.freeze()
-        for atoms in (lone, boxed):
+        for atoms in (lone, boxed) if potential.accepts_periodic else (lone,):
             out = predict(potential, atoms)
             # exact, but for a row of a matrix product that rounds differently in a batch of two
             assert out.energy.item() == pytest.approx(E0[z], abs=1e-12 * abs(E0[z]))
             assert not out.forces.any()
-            assert not out.virial.any()
-        assert not predict(potential, boxed).stress.any()
+            if potential.conservative:
+                assert not out.virial.any()
+                assert not (atoms is boxed and out.stress.any())
 
 
 def test_the_isolated_atom_tests_can_fail():
@@ -38,9 +39,9 @@ def test_the_isolated_atom_tests_can_fail():
     assert raw.abs().min() > 1e-3
 
 
-def test_frozen_and_training_paths_agree(potential, bulk_atoms):
-    loose = predict(potential, bulk_atoms)
-    frozen = predict(potential.freeze(), bulk_atoms)
+def test_frozen_and_training_paths_agree(potential, small_atoms):
+    loose = predict(potential, small_atoms)
+    frozen = predict(potential.freeze(), small_atoms)
     torch.testing.assert_close(frozen.energy, loose.energy, rtol=1e-14, atol=0)
     torch.testing.assert_close(frozen.forces, loose.forces, rtol=0, atol=1e-12)
     potential.train()
@@ -63,6 +64,7 @@ def test_far_fragments_add(potential, molecule_atoms):
 def test_charged_fragments_add_or_the_potential_says_so(potential, molecule_atoms, charge, spin):
     """The charge of a pair cannot be told from that of one of them without saying which."""
     far = molecule_atoms.copy()
+    far.rotate(40, "x")  # turned alike, both would have the same frame
     far.positions += [60.0, 0, 0]
     ion = molecule_atoms.copy()
     ion.info.update(charge=charge, spin=spin)
@@ -77,8 +79,9 @@ def test_charged_fragments_add_or_the_potential_says_so(potential, molecule_atom
         assert error > 1e-3, "it is extensive after all, and should say so"
 
 
-def test_charge_and_spin_are_exactly_neutral_for_the_reference_state(molecule_atoms):
-    potential, blind = build("facet-charge"), build("facet-charge")
+@pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.charge_spin])
+def test_charge_and_spin_are_exactly_neutral_for_the_reference_state(name, molecule_atoms):
+    potential, blind = build(name), build(name)
     blind.model.uses_charge_spin = False
     without = predict(blind, molecule_atoms).energy.item()
     for charge, spin, same in ((0, 1, True), (0, 0, True), (1, 2, False), (0, 3, False)):
@@ -88,15 +91,15 @@ def test_charge_and_spin_are_exactly_neutral_for_the_reference_state(molecule_at
         assert predict(blind, molecule_atoms).energy.item() == without
 
 
-def test_nothing_leaks_between_graphs(potential, bulk_atoms, molecule_atoms):
+def test_nothing_leaks_between_graphs(potential, small_atoms, molecule_atoms):
     graph = collate(
-        [AtomGraph.from_atoms(a, potential.cutoff) for a in (bulk_atoms, molecule_atoms)]
+        [AtomGraph.from_atoms(a, potential.cutoff) for a in (small_atoms, molecule_atoms)]
     )
     graph.positions.requires_grad_(True)
     energy = potential(graph, derivatives=False).energy
     (gradient,) = torch.autograd.grad(energy[0], graph.positions)
-    assert gradient[: len(bulk_atoms)].abs().max() > 1e-2
-    assert not gradient[len(bulk_atoms) :].any()
+    assert gradient[: len(small_atoms)].abs().max() > 1e-2
+    assert not gradient[len(small_atoms) :].any()
 
 
 def test_an_atom_outside_every_neighbourhood_changes_nothing(potential, molecule_atoms):
@@ -108,10 +111,11 @@ def test_an_atom_outside_every_neighbourhood_changes_nothing(potential, molecule
     assert not out.forces[-1].any()
 
 
-@pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.architecture == "facet"])
-def test_reach_is_layers_times_cutoff(name):
+@pytest.mark.needs("is_local")
+def test_reach_is_layers_times_cutoff(potential):
     """Along a chain, the energy of an atom depends on the next L·r_c and on nothing beyond."""
-    potential = build(name)
+    if not hasattr(potential.model, "layers"):
+        pytest.skip("this architecture passes no messages")
     layers, spacing = len(potential.model.layers), 0.55 * potential.cutoff
     n = 2 * layers + 3  # one neighbour on either side, so L layers reach L atoms far
     rng = np.random.default_rng(4)
@@ -144,10 +148,10 @@ def test_force_constants_of_a_perfect_crystal_do_not_depend_on_the_step(potentia
     assert large == pytest.approx(small, rel=2e-2)  # anharmonicity ~ (0.01 Å / 1 Å)² × order ten
 
 
-def test_training_step_on_graphs_without_edges(potential, bulk_atoms):
+def test_training_step_on_graphs_without_edges(potential, small_atoms):
     potential.train()
     lone = AtomGraph.from_atoms(ase.Atoms("H", [[0, 0, 0]]), potential.cutoff)
-    crystal = AtomGraph.from_atoms(bulk_atoms, potential.cutoff)
+    crystal = AtomGraph.from_atoms(small_atoms, potential.cutoff)
     for graphs, learns in (([lone], False), ([lone, lone], False), ([lone, crystal], True)):
         potential.zero_grad()
         out = potential(collate(graphs))
@@ -183,8 +187,9 @@ def test_each_level_of_theory_has_its_own_reference_energies(bulk_atoms):
     assert energies[1] - energies[0] == pytest.approx(80.0 + 6.0, abs=1e-9)
 
 
-def test_without_derivatives_forces_are_missing_not_zero(potential, bulk_atoms):
-    graph = AtomGraph.from_atoms(bulk_atoms, potential.cutoff)
+@pytest.mark.needs("conservative")
+def test_without_derivatives_forces_are_missing_not_zero(potential, small_atoms):
+    graph = AtomGraph.from_atoms(small_atoms, potential.cutoff)
     with torch.no_grad():
         full, quick = potential(graph), potential(graph, derivatives=False)
     torch.testing.assert_close(full.energy, quick.energy, rtol=1e-14, atol=0)
@@ -204,7 +209,7 @@ def test_close_contacts_are_finite(potential, distance):
     out = predict(potential, ase.Atoms("CO", [[0, 0, 0], [0.0, 0.6 * distance, 0.8 * distance]]))
     assert torch.isfinite(out.energy).all()
     assert torch.isfinite(out.forces).all()
-    assert torch.isfinite(out.virial).all()
+    assert torch.isfinite(out.virial).all() or not potential.conservative
 
 
 def test_a_prior_adds_its_energy_and_nothing_else(bulk_atoms):

@@ -22,18 +22,19 @@ def test_float32_agrees_with_float64(potential, atoms):
     assert (single.forces - exact.forces).abs().max().item() < 1e-3 * rms
     # never equal to the last digit, or nothing was computed in single precision
     assert not torch.equal(single.forces, exact.forces)
-    virial = exact.virial.abs().max().item()
-    assert (single.virial - exact.virial).abs().max().item() < 1e-3 * virial
+    if potential.conservative:
+        virial = exact.virial.abs().max().item()
+        assert (single.virial - exact.virial).abs().max().item() < 1e-3 * virial
     # sums of ~100 terms of up to ten eV, each good to 6e-8
     assert (single.energy - exact.energy).abs().item() < 1e-5 * len(atoms) * max(1.0, rms)
 
 
-def test_energies_stay_double_whatever_the_model(potential, bulk_atoms):
+def test_energies_stay_double_whatever_the_model(potential, small_atoms):
     for cast in (torch.float32, torch.bfloat16, torch.float64):
         potential = potential.to(cast)
         assert potential.e0.dtype == torch.float64
         assert potential.e0[0, 6].item() == -1030.1
-    out = predict(potential.float(), bulk_atoms)
+    out = predict(potential.float(), small_atoms)
     assert out.energy.dtype == out.forces.dtype == out.virial.dtype == torch.float64
     lone = predict(potential.freeze(), ase.Atoms("C"))
     # single precision rounds -1030.1 eV by 2.4e-5 eV; the network's own few eV by 1e-6 at most,
@@ -43,16 +44,16 @@ def test_energies_stay_double_whatever_the_model(potential, bulk_atoms):
 
 def test_same_input_same_bits(potential, atoms):
     a, b = predict(potential, atoms), predict(potential, atoms)
-    for name in ("energy", "forces", "virial"):
-        assert torch.equal(getattr(a, name), getattr(b, name))
+    for name in ("energy", "forces", "virial"):  # NaN where there is none
+        assert torch.equal(getattr(a, name).nan_to_num(), getattr(b, name).nan_to_num())
 
 
-def test_gradient_mode_changes_nothing(potential, bulk_atoms):
+def test_gradient_mode_changes_nothing(potential, small_atoms):
     """Training, no_grad and inference_mode give the same numbers; only one carries a graph."""
-    graph = AtomGraph.from_atoms(bulk_atoms, potential.cutoff)
+    graph = AtomGraph.from_atoms(small_atoms, potential.cutoff)
     training = potential(graph)
     assert training.forces.requires_grad
-    quiet = predict(potential, bulk_atoms)
+    quiet = predict(potential, small_atoms)
     assert not any(t.requires_grad for t in (quiet.energy, quiet.forces, quiet.virial))
     assert quiet.features is None or not quiet.features.requires_grad
     assert not any(t.requires_grad for t in quiet.extras.values())

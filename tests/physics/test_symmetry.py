@@ -6,7 +6,7 @@ import ase
 import numpy as np
 import pytest
 import torch
-from ase.build import make_supercell
+from ase.build import make_supercell, molecule
 from conftest import STRUCTURES, build, predict
 from scipy.spatial.transform import Rotation
 
@@ -71,15 +71,15 @@ def test_translation(potential, atoms, shift):
 
 
 @pytest.mark.parametrize("shift", [100.0, 10_000.0])
-def test_translation_far_away_in_float32(potential, bulk_atoms, shift):
+def test_translation_far_away_in_float32(potential, small_atoms, shift):
     """Differences are taken before the cast: float32 positions would lose 5e-4 Å at 10,000 Å.
 
     At 100 Å they lose 4e-6 Å, which sums over 100 edges in float32 nearly hide.
     """
     potential = potential.float()
-    moved = bulk_atoms.copy()
+    moved = small_atoms.copy()
     moved.positions += shift * np.array([1.0, -0.5, 0.3])
-    e, f, *_ = numbers(potential, bulk_atoms)
+    e, f, *_ = numbers(potential, small_atoms)
     e2, f2, *_ = numbers(potential, moved)
     # edge vectors differ by 1e-12 Å, which flips a last bit of float32 (6e-8) here and there
     assert e2 == pytest.approx(e, abs=1e-5)
@@ -109,6 +109,7 @@ def test_another_cell_of_the_same_lattice(potential, bulk_atoms):
     np.testing.assert_allclose(s2, s, atol=FORCES)
 
 
+@pytest.mark.needs("accepts_periodic")
 def test_open_axes_ignore_their_cell_vectors(potential):
     """Vacuum is not part of the physics, nor of a slab's energy."""
     slab = STRUCTURES["slab"]()
@@ -129,13 +130,13 @@ def test_permutation(potential, atoms):
     np.testing.assert_allclose(f2, f[order], atol=FORCES)
 
 
-def test_elements_matter(potential, bulk_atoms):
+def test_elements_matter(potential, small_atoms):
     """What makes the permutation test able to fail; a pair potential may be blind to elements."""
     if not isinstance(getattr(potential.model, "embed", None), torch.nn.Module):
         pytest.skip("this architecture does not embed elements")
-    other = bulk_atoms.copy()
-    other.numbers = [6, 1]
-    f, f2 = numbers(potential, bulk_atoms)[1], numbers(potential, other)[1]
+    other = small_atoms.copy()
+    other.numbers = [*other.numbers[:-1], 8 if other.numbers[-1] == 1 else 1]
+    f, f2 = numbers(potential, small_atoms)[1], numbers(potential, other)[1]
     assert np.abs(f - f2).max() > 1e-2
 
 
@@ -157,6 +158,7 @@ def test_supercell(potential, bulk_atoms, matrix):
         np.testing.assert_allclose(f2[big.numbers == z], copies, atol=FORCES)
 
 
+@pytest.mark.needs("conservative")
 def test_one_atom_cell_smaller_than_the_cutoff(potential, fcc):
     """A primitive cell against its 4 x 4 x 4 supercell, which the cutoff still exceeds."""
     big = fcc * (4, 4, 4)
@@ -177,6 +179,8 @@ def test_forces_vanish_by_symmetry_on_a_perfect_crystal(invariant_potential, fcc
 def test_batch_equals_single(potential):
     """Every periodicity in one batch, in two orders, is each of them alone."""
     structures = [STRUCTURES[name]() for name in ("bulk", "molecule", "slab", "wire")]
+    if not potential.accepts_periodic:
+        structures = [molecule(name) for name in ("H2O", "CH3CH2OH", "CO2", "CH4")]
     structures.insert(1, ase.Atoms("H", [[0.0, 0.0, 0.0]]))
     alone = [predict(potential, a) for a in structures]
     for order in (range(5), [3, 1, 4, 0, 2]):
@@ -195,15 +199,16 @@ def test_batch_equals_single(potential):
             )
 
 
-def test_batch_equals_single_in_float32(potential, bulk_atoms, molecule_atoms):
+def test_batch_equals_single_in_float32(potential, small_atoms, molecule_atoms):
     potential = potential.float()
-    both = predict(potential, bulk_atoms, molecule_atoms)
-    alone = [predict(potential, a) for a in (bulk_atoms, molecule_atoms)]
+    both = predict(potential, small_atoms, molecule_atoms)
+    alone = [predict(potential, a) for a in (small_atoms, molecule_atoms)]
     forces = torch.cat([o.forces for o in alone])
     # 100 terms of float32 (6e-8) in another order
     torch.testing.assert_close(both.forces, forces, rtol=0, atol=2e-5 * forces.abs().max().item())
 
 
+@pytest.mark.needs("conservative")
 def test_stress_is_for_crystals_only(potential, atoms):
     out = predict(potential, atoms)
     assert torch.isfinite(out.virial).all()

@@ -1,0 +1,216 @@
+"""Attention with rotary phases of coordinates: over all atoms of molecules, or over neighbours.
+
+With phases θ_i = ω·x_i, (R(θ_i) q_i)·(R(θ_j) k_j) = q_i·R(ω·(x_j − x_i)) k_j: logits depend on
+relative vectors alone. Values are turned too, and turned back at the centre, R(−θ_i) R(θ_j) v_j, so
+that directions reach tokens as values and not only through attention weights, which are bounded.
+Sources: Su et al., arXiv:2104.09864, for the rotary embedding; learned frequencies in three
+dimensions and rotary values as in the code of the Platonic Transformer.
+
+Written out, because torch's fused attention has no second derivative and training on forces needs
+one.
+
+Letters: N atoms, E edges, D width of a token, H heads of D/H = 2 F channels, K radial functions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mlip.models.potential import Geometry
+from mlip.models.radial import BesselBasis, polynomial_envelope
+
+EPS = 1e-6  # added to mean squares of order one
+MAX_WEIGHTS = 2**24  # attention weights computed at once, all heads together
+
+
+@dataclass(slots=True)
+class Molecules:
+    """Atoms sorted so that molecules of one size are side by side: batches without padding."""
+
+    order: Tensor  # (N,) sorted to given
+    inverse: Tensor  # (N,) given to sorted
+    groups: list[tuple[int, int]]  # molecules, atoms in each
+    centred: Tensor  # (N, 3) Å, from the centroid, in the given order
+    cos: Tensor  # (N, H, F) of the phases ω·x, sorted
+    sin: Tensor
+
+    @classmethod
+    def build(cls, geometry: Geometry, positions: Tensor, frequencies: Tensor) -> Molecules:
+        """Centre `positions` (N, 3), Å, and sort atoms by the size of their molecule.
+
+        Args:
+            geometry: the batch; atoms of a molecule are side by side.
+            positions: float64.
+            frequencies: ω (H, F, 3), 1/Å.
+        """
+        # Centred before the cast: single precision would lose 1e-3 Å at 10,000 Å from the origin.
+        centred = positions - mean_of_graphs(positions, geometry)[geometry.batch]
+        centred = centred.to(frequencies.dtype)
+        sizes = torch.bincount(geometry.batch, minlength=geometry.num_graphs)
+        order = torch.argsort(sizes[geometry.batch], stable=True)
+        values, counts = torch.unique(sizes, return_counts=True)
+        pairs = zip(counts.tolist(), values.tolist(), strict=True)
+        groups = [(count, size) for count, size in pairs if size]
+        phases = torch.einsum("nx,hfx->nhf", centred[order], frequencies)
+        inverse = torch.argsort(order)
+        return cls(order, inverse, groups, centred, torch.cos(phases), torch.sin(phases))
+
+
+@dataclass(slots=True)
+class Neighbourhoods:
+    """What edges carry, shared by all layers."""
+
+    source: Tensor  # (E,) the neighbour
+    centre: Tensor  # (E,)
+    envelope: Tensor  # (E,)
+    radial: Tensor  # (E, K), envelope included
+    unit: Tensor  # (E, 3) direction
+    features: Tensor  # (E, 4 K) radial times 1, x, y, z of the direction
+    cos: Tensor  # (E, H, F) of the phases ω·r_ij
+    sin: Tensor
+
+    @classmethod
+    def build(cls, geometry: Geometry, basis: BesselBasis, frequencies: Tensor) -> Neighbourhoods:
+        """Expand the edges of a batch.
+
+        Args:
+            geometry: the batch.
+            basis: K radial functions and their envelope.
+            frequencies: ω (H, F, 3), 1/Å.
+        """
+        r, vectors = geometry.edge_lengths, geometry.edge_vectors
+        radial = basis(r)
+        unit = vectors / r[:, None]
+        shape = torch.cat([torch.ones_like(r)[:, None], unit], dim=1)  # (E, 4)
+        phases = torch.einsum("ex,hfx->ehf", vectors, frequencies)
+        return cls(
+            source=geometry.edge_index[0],
+            centre=geometry.edge_index[1],
+            envelope=polynomial_envelope(r / basis.cutoff, basis.envelope_power),
+            radial=radial,
+            unit=unit,
+            features=(shape[:, :, None] * radial[:, None, :]).flatten(1),
+            cos=torch.cos(phases),
+            sin=torch.sin(phases),
+        )
+
+
+class _Heads(nn.Module):
+    """Project tokens to heads; queries and keys are normalised, which bounds the logits."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, width = num_heads, dim // num_heads
+        self.scale = width**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.norm_q, self.norm_k = nn.RMSNorm(width, eps=EPS), nn.RMSNorm(width, eps=EPS)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, with the scale of the logits, keys and values, (N, H, D/H) each."""
+        q, k, v = self.qkv(h).unflatten(1, (3, self.num_heads, -1)).unbind(1)
+        return self.norm_q(q) * self.scale, self.norm_k(k), v
+
+
+class GlobalAttention(_Heads):
+    """Every atom of a molecule attends to all of it.
+
+    Memory: at most `MAX_WEIGHTS` weights are computed at once. More are taken in pieces (some
+    molecules, or some queries of one), each recomputed in the backward pass, so prediction needs a
+    constant multiple of `MAX_WEIGHTS`. Training on gradient forces differentiates twice and has to
+    keep what the second derivative needs, a few times H Σ n² numbers per layer.
+    """
+
+    def forward(self, h: Tensor, context: Molecules) -> Tensor:
+        """Map sorted tokens (N, D) to (N, D)."""
+        q, k, v = self.project(h)
+        cos, sin = context.cos, context.sin
+        q, k, v = (_turn(x, cos, sin) for x in (q, k, v))
+        sizes = [count * size for count, size in context.groups]
+        parts = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
+        out = []
+        for (count, size), part in zip(context.groups, parts, strict=True):
+            split = (x.unflatten(0, (count, size)).transpose(1, 2) for x in part)
+            out.append(_bounded_attention(*split).transpose(1, 2).flatten(0, 1))
+        return self.out(_turn(torch.cat(out), cos, -sin).flatten(1))
+
+
+class NeighbourAttention(_Heads):
+    """An atom attends to itself, to its neighbours and to a null key without value.
+
+    w_ij = u_ij e^{s_ij} / (e^{s_null} + e^{s_ii} + Σ_k u_ik e^{s_ik}), u being the envelope. The
+    null key starts with the weight of `avg_num_neighbors` neighbours, so that the sum of weights
+    still tells how many there are; the output is multiplied by the square root of that number,
+    because the mean of n values of unit variance has variance 1/n. Values are filtered by a linear
+    map of radial functions and directions, logits get a bias from the same. All are choices.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, edge_features: int, avg_num_neighbors: float
+    ) -> None:
+        super().__init__(dim, num_heads)
+        self.filter = nn.Linear(edge_features, dim, bias=False)
+        self.bias = nn.Linear(edge_features, num_heads, bias=False)
+        expected = max(float(avg_num_neighbors), 1.0)
+        self.null = nn.Parameter(torch.full((num_heads,), math.log(expected)))
+        self.gain = math.sqrt(expected)
+
+    def forward(self, h: Tensor, context: Neighbourhoods) -> Tensor:
+        """Map tokens (N, D) to (N, D)."""
+        q, k, v = self.project(h)
+        source, centre = context.source, context.centre
+        own = (q * k).sum(2)  # (N, H)
+        cos, sin = context.cos, context.sin
+        logits = (q[centre] * _turn(k[source], cos, sin)).sum(2) + self.bias(context.features)
+        null = self.null.expand_as(own)
+        # Any shift gives the same weights and none of their derivatives: a constant will do.
+        shift = torch.maximum(own, null).detach()
+        index = centre[:, None].expand_as(logits)
+        shift = shift.scatter_reduce(0, index, logits.detach(), "amax")
+        near = context.envelope[:, None] * torch.exp(logits - shift[centre])
+        itself = torch.exp(own - shift)
+        total = (itself + torch.exp(null - shift)).index_add(0, centre, near)
+        scale = 1.0 + self.filter(context.features).unflatten(1, (self.num_heads, -1))
+        value = scale * _turn(v[source], cos, sin)
+        summed = (itself[:, :, None] * v).index_add(0, centre, near[:, :, None] * value)
+        return self.out(self.gain * (summed / total[:, :, None]).flatten(1))
+
+
+def mean_of_graphs(values: Tensor, geometry: Geometry) -> Tensor:
+    """Mean over the atoms of each structure: (N, 3) to (B, 3)."""
+    count = torch.bincount(geometry.batch, minlength=geometry.num_graphs).clamp(min=1)
+    total = values.new_zeros(geometry.num_graphs, values.shape[1])
+    return total.index_add(0, geometry.batch, values) / count[:, None]
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel f with channel F + f of (·, H, 2 F) by the phases whose cos, sin (·, H, F)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of (G, H, rows, C) queries on (G, H, n, C) keys and values."""
+    return torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
+
+
+def _bounded_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`_attention` with at most `MAX_WEIGHTS` weights at a time (one row of queries at least)."""
+    graphs, heads, n, _ = q.shape
+    together = max(1, MAX_WEIGHTS // (heads * n * n))  # molecules
+    rows = max(1, min(n, MAX_WEIGHTS // (heads * n)))  # queries of each
+    if together >= graphs and rows >= n:
+        return _attention(q, k, v)
+    out = []
+    for some in zip(*(x.split(together) for x in (q, k, v)), strict=True):
+        pieces = [
+            checkpoint(_attention, piece, *some[1:], use_reentrant=False, preserve_rng_state=False)
+            for piece in some[0].split(rows, dim=2)
+        ]
+        out.append(torch.cat(pieces, dim=2))
+    return torch.cat(out)
