@@ -25,7 +25,7 @@ from mlip.errors import ConfigError, TrainingError
 from mlip.evaluate import Evaluation, evaluate_batches
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential, Prediction
-from mlip.models.registry import PotentialSpec, build_potential
+from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
 from mlip.symmetry import randomly_turned, symmetry_errors
@@ -85,6 +85,7 @@ def train(
     require_space(out_dir, _try_building(config))
     data = _prepare(config, weights)
     _drop_absent_stress(config, data, weights)
+    _resolve_model(config, data)
 
     if checkpoint is not None:
         require_same_run(config, data, checkpoint)
@@ -102,6 +103,9 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     began = time.monotonic()
     torch.manual_seed(config["seed"])
     potential = build_potential(_spec(config, data))
+    if not potential.conservative and config["loss"]["stress_weight"] > 0:
+        config["loss"]["stress_weight"] = 0.0
+        data.notes.append("direct forces have no stress: it is not trained on (stress_weight=0)")
     size = sum(p.numel() for p in potential.parameters())
     for line in data.summary():
         log.info(line)
@@ -293,6 +297,18 @@ def _drop_absent_stress(config: Config, data: PreparedData, weights: Mapping[str
             require_labels(data.coverage, ["stress"], data.parts, config["data"]["format"])
         config["loss"]["stress_weight"] = 0.0
         data.notes.append("no stress labels: trained on energies and forces (stress_weight=0)")
+
+
+def _resolve_model(config: Config, data: PreparedData) -> None:
+    """Settle what the options of the model leave to the data, so that the file holds values."""
+    parts = data.parts.values()
+    periodic = any(bool(store.column("pbc")[rows].any()) for store, rows in parts)
+    model = config["model"]
+    for key, value in resolve_options(model["name"], model, periodic=periodic).items():
+        if value != model[key]:
+            found = "periodic structures" if periodic else "no periodic structure"
+            data.notes.append(f"model.{key}={value}: the data have {found}")
+            model[key] = value
 
 
 def _prior_energies(config: Config, species: tuple[int, ...]) -> Callable[[AtomGraph], np.ndarray]:
