@@ -18,6 +18,7 @@ GRAPH = "tests/unit/test_graph.py"
 NEIGHBORS = "tests/unit/test_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 LOSS = "tests/unit/training/test_loss.py"
+OBJECTIVES = "tests/unit/training/test_objectives.py"
 
 POTENTIAL = "mlip/models/potential.py"
 FACET = "mlip/models/facet.py"
@@ -386,6 +387,27 @@ TRAINING = (
         "share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))",
         "share = min(decay, (1.0 + n) / (10.0 + n))",
         ("tests/unit/training/test_steps.py::test_averaged_weights_are_the_average",),
+    ),
+    Bug(
+        "the latent is told the rotation backwards",
+        "mlip/training/objectives.py",
+        "relative = (second @ first.transpose(1, 2))",
+        "relative = (first @ second.transpose(1, 2))",
+        (OBJECTIVES + "::test_a_latent_that_turns_is_predicted_by_turning_it",),
+    ),
+    Bug(
+        "the target of the latent carries a gradient",
+        "mlip/training/objectives.py",
+        "torch.set_grad_enabled(not self.stop_gradient)",
+        "torch.set_grad_enabled(True)",
+        (OBJECTIVES + "::test_where_the_gradient_goes",),
+    ),
+    Bug(
+        "a model without symmetry is validated in the orientation of its data",
+        "mlip/training/module.py",
+        "            batch = rotated(batch, q)\n",
+        "",
+        ("tests/unit/training/test_validation.py::test_orientation_is_no_shortcut",),
     ),
     Bug(
         "a gradient that is not finite reaches the weights",
