@@ -224,8 +224,7 @@ class TransIP(nn.Module):
             return Neighbourhoods.build(geometry, self.basis, self.frequencies)
         if geometry.positions is None or bool(geometry.pbc.any()):
             count = int(geometry.pbc.any(1).sum())
-            found = f"{count} of {geometry.num_graphs} structures are periodic"
-            raise DataError(NOT_PERIODIC.format(found))
+            raise DataError(NOT_PERIODIC.format(f"this batch has {count} periodic structure(s)"))
         return Molecules.build(geometry, geometry.positions, self.frequencies)
 
 
