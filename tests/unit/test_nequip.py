@@ -22,18 +22,19 @@ from mlip.models.harmonics import coupling, even_paths
 from mlip.models.nequip import SILU_GAIN, TANH_GAIN, Convolution, EdgeBlocks, Gate, Mix, NequIP
 from mlip.models.nequip import _coupling as clebsch_gordan
 from mlip.models.potential import Geometry
+from mlip.models.registry import PotentialSpec, build_potential
 from mlip.training.config import load_config
 
 # -- size ----------------------------------------------------------------------------------------
 
 
-def preset(name: str) -> NequIP:
-    """One of conf/model for 89 elements, without memory."""
+def preset(name: str) -> torch.nn.Module:
+    """One of conf/model, for 89 elements."""
     options = dict(load_config([f"model={name}"])["model"])
-    for key in ("name", "prior"):
-        options.pop(key)
-    with torch.device("meta"):
-        return NequIP(species=range(1, 90), avg_num_neighbors=30.0, **options)
+    architecture = options.pop("name")
+    options.pop("prior")
+    spec = PotentialSpec(architecture, options, tuple(range(1, 90)), ({},), 30.0)
+    return build_potential(spec).model
 
 
 def count(model: torch.nn.Module) -> int:
