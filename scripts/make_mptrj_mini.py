@@ -43,7 +43,7 @@ WORKER = ROOT / "scripts" / "gpaw_worker.py"
 KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
-STRAINED, RATTLED = 8, 9  # frames per material, besides its relaxation
+STRAINED, RATTLED = 8, 7  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
 

@@ -126,7 +126,8 @@ class LatentEquivariance(nn.Module):
 
     def _latent(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
         features = prediction.features
-        assert features is not None  # noqa: S101  seen when the objective was made
+        if features is None:
+            raise ConfigError("the potential returned no latent features")
         if not self.pooled:
             return features
         total = features.new_zeros(graph.num_graphs, features.shape[1])
