@@ -43,7 +43,7 @@ WORKER = ROOT / "scripts" / "gpaw_worker.py"
 KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
-STRAINED, RATTLED = 8, 7  # frames per material, besides its relaxation
+STRAINED, RATTLED, SMALL = 8, 7, 6  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
 
@@ -144,6 +144,12 @@ def training_jobs(material: Material) -> dict[str, dict[str, Any]]:
     start, points = (large, material.wide_kpts) if len(small) == 1 else (small, kpts)
     atoms = rattle(deformed(start, rng.normal(scale=0.025, size=(3, 3)), 1.06), 0.12, rng)
     jobs[f"{material.number:03d}200"] = job(atoms, points, ecut, relax="cell")
+    rng = np.random.default_rng(20261125 + material.number)
+    for k in range(SMALL):
+        atoms = deformed(small, rng.normal(scale=0.025, size=(3, 3)), rng.uniform(0.9, 1.1))
+        if len(atoms) > 1:
+            atoms = rattle(atoms, rng.uniform(0.05, 0.15), rng)
+        jobs[f"{material.number:03d}{300 + k:03d}"] = job(atoms, kpts, ecut)
     return jobs
 
 

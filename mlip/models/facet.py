@@ -18,7 +18,6 @@ components; features are a list of (N, 2l+1, C_l), one per degree, parity (−1)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -26,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name everybody uses
 
 from mlip.errors import ConfigError
-from mlip.models.harmonics import coupling, even_paths, spherical_harmonics
-from mlip.models.potential import MAX_Z, Geometry, NodeOutput
+from mlip.models.edge_blocks import EdgeBlocks
+from mlip.models.embedding import AtomEmbedding
+from mlip.models.harmonics import coupling, even_paths
+from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis, BSplineBasis
 from mlip.models.sphere import grid_matrices
 
 Features = list[Tensor]
 BASES = {"bessel": BesselBasis, "bspline": BSplineBasis}
-MAX_CHARGE, MAX_SPIN = 20, 30
-BLOCK = 16  # edges of one centre that are contracted together
 
 
 class Facet(nn.Module):
@@ -96,16 +95,7 @@ class Facet(nn.Module):
         self.max_degree = len(channels) - 1
         scalars = channels[0]
 
-        index = torch.zeros(MAX_Z + 1, dtype=torch.int64)
-        index[list(self.species)] = torch.arange(len(self.species))
-        self.register_buffer("species_index", index, persistent=False)
-        self.species_index: Tensor
-        self.embed = nn.Embedding(len(self.species), scalars)
-        if charge_spin:
-            self.embed_charge = nn.Embedding(2 * MAX_CHARGE + 1, scalars)
-            self.embed_spin = nn.Embedding(MAX_SPIN + 1, scalars)
-            for table in (self.embed_charge, self.embed_spin):  # an unseen state changes nothing
-                nn.init.zeros_(table.weight)
+        self.embed = AtomEmbedding(self.species, scalars, charge_spin)
         self.basis = BASES[radial](self.cutoff, num_basis)
         norm = float(max(avg_num_neighbors, 1.0)) ** -neighbor_exponent
         up = grid_channels or max(channels[1:])
@@ -126,74 +116,12 @@ class Facet(nn.Module):
 
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
-        edges = EdgeBlocks.build(geometry, self.basis, self.max_degree)
-        h: Features = [self._embed(geometry)[:, None, :]]
+        edges = EdgeBlocks.build(geometry, self.basis, self.max_degree, _coupling)
+        h: Features = [self.embed(geometry)[:, None, :]]
         for layer in self.layers:
             h = layer(h, edges)
         scalars = h[0][:, 0]
         return NodeOutput(self.force_scale * self.readout(scalars)[:, 0], features=scalars)
-
-    def _embed(self, geometry: Geometry) -> Tensor:
-        """Initial scalars (N, C): species, plus charge and spin relative to the neutral singlet."""
-        h = self.embed(self.species_index[geometry.atomic_numbers])
-        if not self.uses_charge_spin:
-            return h
-        charge, spin = geometry.charge, geometry.spin.clamp(min=1)  # 0 = unknown: assume 1
-        state = (
-            self.embed_charge((charge + MAX_CHARGE).clamp(0, 2 * MAX_CHARGE))
-            - self.embed_charge.weight[MAX_CHARGE]
-            + self.embed_spin(spin.clamp(max=MAX_SPIN))
-            - self.embed_spin.weight[1]
-        )
-        return h + state[geometry.batch]
-
-
-@dataclass(slots=True)
-class EdgeBlocks:
-    """The edges of each centre in blocks of `BLOCK`, the last one padded with zeros.
-
-    A sum over neighbours is then a batched matrix product instead of a scatter of large messages:
-    2.7 times faster for 28 neighbours and 5 times for 60 (one thread, forward and forces).
-    """
-
-    source: Tensor  # (T·BLOCK,) the neighbour; padding points at atom 0 with zero radial basis
-    block_node: Tensor  # (T,) the centre of each block
-    radial: Tensor  # (T·BLOCK, K)
-    angular: Tensor  # (T·BLOCK, (L+1)²)
-    num_nodes: int
-    matrices: dict[tuple[int, int, int], Tensor]  # filled on demand, shared by layers
-
-    @classmethod
-    def build(cls, geometry: Geometry, basis: nn.Module, max_degree: int) -> EdgeBlocks:
-        """Expand the edges of `geometry`, which are sorted by centre."""
-        j, i = geometry.edge_index
-        n = geometry.atomic_numbers.shape[0]
-        counts = torch.bincount(i, minlength=n)
-        blocks = (counts + BLOCK - 1) // BLOCK
-        block_node = torch.repeat_interleave(blocks)
-        slots = block_node.shape[0] * BLOCK
-        first_edge = counts.cumsum(0) - counts
-        first_slot = (blocks.cumsum(0) - blocks) * BLOCK
-        slot = torch.arange(len(i), device=i.device) + (first_slot - first_edge)[i]
-
-        r = geometry.edge_lengths
-        unit = geometry.edge_vectors / r[:, None]
-        values = torch.cat([basis(r), spherical_harmonics(max_degree, unit)], dim=1)
-        padded = values.new_zeros(slots, values.shape[1]).index_copy(0, slot, values)
-        angular = (max_degree + 1) ** 2
-        radial, harmonics = padded.split([values.shape[1] - angular, angular], dim=1)
-        source = torch.zeros(slots, dtype=torch.int64, device=j.device).index_copy(0, slot, j)
-        return cls(source, block_node, radial, harmonics, n, {})
-
-    def matrix(self, path: tuple[int, int, int]) -> Tensor:
-        """Coupling with the edge harmonics: (T, 2l3+1, BLOCK·(2l1+1))."""
-        if path not in self.matrices:
-            l1, l2, l3 = path
-            y = self.angular[:, l2**2 : (l2 + 1) ** 2]
-            c = _coupling(path, y.dtype, y.device)  # (2l2+1, (2l3+1)(2l1+1))
-            b = (y @ c).view(-1, BLOCK, 2 * l3 + 1, 2 * l1 + 1)
-            self.matrices[path] = b.transpose(1, 2).flatten(2)
-        return self.matrices[path]
 
 
 class Convolution(nn.Module):
@@ -225,16 +153,8 @@ class Convolution(nn.Module):
         weights = (edges.radial @ self.radial).split(self.widths, dim=1)
         collected: list[list[Tensor]] = [[] for _ in self.mix.channels]
         for path, weight in zip(self.paths, weights, strict=True):
-            x = neighbors[path[0]]
-            b = edges.matrix(path)
-            message = (weight[:, None, :] * x).view(b.shape[0], b.shape[2], x.shape[2])
-            collected[path[2]].append(torch.bmm(b, message))
-        out = []
-        for degree, parts in enumerate(collected):
-            blocks = torch.cat(parts, dim=2)
-            total = blocks.new_zeros(edges.num_nodes, 2 * degree + 1, blocks.shape[2])
-            out.append(self.norm * total.index_add(0, edges.block_node, blocks))
-        return self.mix(out)
+            collected[path[2]].append(edges.product(path, weight, neighbors[path[0]]))
+        return self.mix([self.norm * edges.sum(parts) for parts in collected])
 
 
 class Layer(nn.Module):

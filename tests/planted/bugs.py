@@ -265,15 +265,15 @@ NETWORK = (
     Bug(
         "messages are divided by the mean degree of the batch",
         FACET,
-        "out.append(self.norm * total",
-        "out.append((1 + len(edges.source) / edges.num_nodes) ** -0.7 * total",
+        "self.norm * edges.sum(parts) for",
+        "(1 + len(edges.source) / edges.num_nodes) ** -0.7 * edges.sum(parts) for",
         (f"{SYMMETRY}::test_batch_equals_single[facet]",),
     ),
     Bug(
         "an atom gets the species of the atom before it",
-        FACET,
-        "self.species_index[geometry.atomic_numbers]",
-        "self.species_index[geometry.atomic_numbers.roll(1)]",
+        "mlip/models/embedding.py",
+        "self.index[geometry.atomic_numbers]",
+        "self.index[geometry.atomic_numbers.roll(1)]",
         (f"{SYMMETRY}::test_permutation[facet-molecule]",),
     ),
     Bug(
@@ -292,7 +292,7 @@ NETWORK = (
     ),
     Bug(
         "directions forget that distances depend on positions",
-        FACET,
+        "mlip/models/edge_blocks.py",
         "unit = geometry.edge_vectors / r[:, None]",
         "unit = geometry.edge_vectors / r[:, None].detach()",
         (f"{DERIVATIVES}::test_forces[facet-bulk]",),
@@ -308,8 +308,8 @@ NETWORK = (
     ),
     Bug(
         "the neutral state has an embedding of its own",
-        FACET,
-        "            - self.embed_charge.weight[MAX_CHARGE]\n",
+        "mlip/models/embedding.py",
+        "            - self.charge.weight[MAX_CHARGE]\n",
         "",
         (f"{LIMITS}::test_charge_and_spin_are_exactly_neutral_for_the_reference_state",),
     ),

@@ -18,8 +18,9 @@ from scipy.integrate import quad
 
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph
+from mlip.models.edge_blocks import EdgeBlocks
 from mlip.models.harmonics import coupling, even_paths
-from mlip.models.nequip import SILU_GAIN, TANH_GAIN, Convolution, EdgeBlocks, Gate, Mix, NequIP
+from mlip.models.nequip import SILU_GAIN, TANH_GAIN, Convolution, Gate, Mix, NequIP, _coupling
 from mlip.models.nequip import _coupling as clebsch_gordan
 from mlip.models.potential import Geometry
 from mlip.models.registry import PotentialSpec, build_potential
@@ -218,7 +219,7 @@ def test_convolution_is_e3nns_tensor_product(irreps, edge):
     assert torch.bincount(geometry.edge_index[1]).min() > 1
     centres = torch.arange(5, dtype=torch.float64)
     blocks = EdgeBlocks.build(
-        geometry, lambda r: torch.exp(-((r[:, None] - centres) ** 2)), edge.lmax
+        geometry, lambda r: torch.exp(-((r[:, None] - centres) ** 2)), edge.lmax, _coupling
     )
     ours = convolution(h, blocks)
 

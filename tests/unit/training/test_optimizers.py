@@ -50,7 +50,7 @@ def test_embeddings_and_readout_are_not_orthogonalised():
     optimizer = make_optimizer(module, OPTIONS)
     matrices = {id(p) for p in optimizer.param_groups[0]["params"]}
     model = module.model
-    assert id(model.embed.weight) not in matrices
+    assert id(model.embed.species.weight) not in matrices
     assert id(model.readout.weight) not in matrices
     assert id(model.layers[0].convolution.radial) in matrices
 
