@@ -1,9 +1,11 @@
-"""The figures of a run: learning curves and parity plots, as PNG."""
+"""The figures of a run (learning curves, parity) and of several side by side, as PNG."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,6 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 from mlip.evaluate import Evaluation
 
 INK, TRAIN, VAL = "#222222", "#9aa5b1", "#1f5fa8"
+# Okabe and Ito's, without yellow: told apart by the colour-blind
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
 CURVES = (
     ("loss", "loss", 1.0),
     ("energy_per_atom_mae", "energy MAE (meV/atom)", 1e3),
@@ -90,6 +94,58 @@ def parity(evaluation: Evaluation, out: Path) -> None:
         text = _parity_text(evaluation, name)
         axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=INK)
         _clean(axis)
+    figure.savefig(out)
+
+
+def comparison_figure(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw accuracy against speed, speed against size, and rotation errors of some runs.
+
+    Args:
+        runs: as in `mlip.report.compare.Comparison`; what one lacks is not drawn.
+        out: PNG.
+    """
+    figure = Figure(figsize=(10.5, 3.4), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    accuracy, speed, rotation = figure.subplots(1, 3)
+    for k, run in enumerate(runs):
+        colour = SERIES[k % len(SERIES)]
+        name = f"{run['label']} {run['architecture']}"
+        sizes = run.get("speed", [])
+        error = run["metrics"].get("forces_mae")
+        if sizes:
+            x, y = [s["atoms"] for s in sizes], [s["us_per_atom"] for s in sizes]
+            speed.plot(x, y, "o-", ms=4, lw=1.4, color=colour, label=name)
+        if sizes and error is not None:
+            accuracy.plot(sizes[-1]["us_per_atom"], 1e3 * error, "o", color=colour)
+            accuracy.annotate(
+                run["label"], (sizes[-1]["us_per_atom"], 1e3 * error), fontsize=9, color=INK,
+                xytext=(5, 4), textcoords="offset points",
+            )  # fmt: skip
+        turned = run["rotation_error"].get("forces_rmse")
+        if turned:
+            rotation.plot([k], [1e3 * turned], "o", color=colour)
+    accuracy.set_xlabel("µs per atom and step, largest size")
+    accuracy.set_title("force MAE (meV/Å)", fontsize=10, color=INK, loc="left")
+    speed.set_xlabel("atoms")
+    speed.set_title("µs per atom and step", fontsize=10, color=INK, loc="left")
+    rotation.set_title("force change on rotation (meV/Å)", fontsize=10, color=INK, loc="left")
+    for axis, scales in ((accuracy, "xy"), (speed, "xy"), (rotation, "y")):
+        if not axis.has_data():
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=INK)
+            axis.set(xticks=[], yticks=[])
+            continue
+        for direction in scales:
+            getattr(axis, f"set_{direction}scale")("log")
+            if axis is not rotation:  # many powers of ten lie between learned and exact
+                which = getattr(axis, f"{direction}axis")
+                which.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+                which.set_minor_formatter(_PlainMinor(minor_thresholds=(1.5, 0.5)))
+        axis.margins(0.15)
+        _clean(axis)
+    rotation.set_xticks(range(len(runs)), [str(run["label"]) for run in runs])
+    rotation.set_xlim(-0.5, len(runs) - 0.5)
+    if speed.get_legend_handles_labels()[0]:
+        speed.legend(frameon=False, fontsize=8)
     figure.savefig(out)
 
 

@@ -1,10 +1,16 @@
-"""What a potential file says about its training: on what, with what, how far the labels reach."""
+"""What a potential file says about its training: on what, with what, at what cost."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
 
 from mlip.data.prepare import PreparedData
@@ -18,8 +24,9 @@ READING = ("format", "energy", "keys", "energy_unit", "force_unit", "stress_unit
 def training_card(config: Config, data: PreparedData) -> dict[str, Any]:
     """Return plain values for the `training` section of a potential file.
 
-    `parts` names the sources of each part and the hash of what was read from them (of the content
-    and not of the files: the same data in another format is the same data).
+    `parts` names the sources of each part, the hash of what was read from them (of the content
+    and not of the files: the same data in another format is the same data), and a hash of which of
+    its structures are in the part.
     """
     stats = data.stats
     return {
@@ -37,6 +44,9 @@ def training_card(config: Config, data: PreparedData) -> dict[str, Any]:
                 "structures": len(indices),
                 "sources": store.sources,
                 "hash": store.manifest["blake2b"],
+                "rows": hashlib.blake2b(
+                    np.sort(indices).astype("<i8").tobytes(), digest_size=16
+                ).hexdigest(),
             }
             for part, (store, indices) in data.parts.items()
             if len(indices)
@@ -44,6 +54,41 @@ def training_card(config: Config, data: PreparedData) -> dict[str, Any]:
         "reading": {key: config["data"].get(key) for key in READING},
         "recipe": {key: config[key] for key in RECIPE},
     }
+
+
+def training_cost(metrics: Path, seconds: float) -> dict[str, Any]:
+    """Return plain values for the `training_cost` section; call it when training has ended.
+
+    `atoms_per_s` is the median over epochs, validation included. `peak_memory_bytes` is what torch
+    allocated at most on an accelerator, else the most that the whole process ever held, libraries
+    included (half a gigabyte before anything is trained); None where the system does not tell.
+
+    Args:
+        metrics: metrics.csv of the run.
+        seconds: wall time of this session.
+    """
+    cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+    rates: list[float] = []
+    if metrics.exists():
+        with metrics.open(newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        rates = [float(r["data/atoms_per_s"]) for r in rows if r.get("data/atoms_per_s")]
+    return {
+        "seconds": seconds,
+        "atoms_per_s": statistics.median(rates) if rates else None,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else _peak_resident(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _peak_resident() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, kB elsewhere
 
 
 def _ranges(store: Store, indices: np.ndarray) -> dict[str, list[float]]:

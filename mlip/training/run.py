@@ -30,7 +30,7 @@ from mlip.potential_file import add_metadata, save_potential
 from mlip.report.run_report import write_report
 from mlip.symmetry import randomly_turned, symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
-from mlip.training.card import training_card
+from mlip.training.card import training_card, training_cost
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
 from mlip.training.loss import HuberLoss, LossTotal
@@ -197,7 +197,9 @@ def _finish(
     potential.load_state_dict(own)
     potential = potential.cpu()
     path = out_dir / "potential.safetensors"
-    save_potential(path, potential, {"training": training_card(config, data)})
+    cost = training_cost(out_dir / "metrics.csv", seconds)
+    card = {"training": training_card(config, data), "training_cost": cost}
+    save_potential(path, potential, card)
     log.info(f"Saved    {path}")
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
