@@ -26,7 +26,12 @@ from torch import Tensor
 from mlip.atomic import atomic_write
 from mlip.errors import ConfigError, PotentialFileError
 from mlip.models.potential import Potential
-from mlip.models.registry import PotentialSpec, architecture_version, build_potential
+from mlip.models.registry import (
+    ARCHITECTURES,
+    PotentialSpec,
+    architecture_version,
+    build_potential,
+)
 
 FORMAT, FORMAT_VERSION = "mlip-potential", 1
 MAX_HEADER = 16 * 1024**2  # bytes of JSON
@@ -226,11 +231,14 @@ def _spec(path: Path | str, document: Mapping[str, Any]) -> PotentialSpec:
             {atomic_numbers[symbol]: float(e) for symbol, e in table.items()}
             for table in document["e0"]
         )
-        if architecture["version"] > architecture_version(architecture["name"]):
-            raise PotentialFileError(
-                f"{path}: {architecture['name']} version {architecture['version']} is newer than "
-                "this mlip; update mlip-trainer"
+        written, known = architecture["version"], architecture_version(architecture["name"])
+        if written != known and architecture["name"] in ARCHITECTURES:
+            advice = (
+                "is newer than this mlip; update mlip-trainer"
+                if written > known
+                else f"is older than the version {known} that this mlip reads; train it again"
             )
+            raise PotentialFileError(f"{path}: {architecture['name']} version {written} {advice}")
         return PotentialSpec(
             architecture=str(architecture["name"]),
             hyperparameters=dict(architecture["hyperparameters"]),

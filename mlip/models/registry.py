@@ -38,7 +38,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "facet": Architecture("mlip.models.facet", "Facet", 1),
+    "facet": Architecture("mlip.models.facet", "Facet", 2),
     "lennard_jones": Architecture("mlip.models.pair", "LennardJones", 1),
     "nequip": Architecture("mlip.models.nequip", "NequIP", 1),
     "transip": Architecture("mlip.models.transip", "TransIP", 1),

@@ -60,6 +60,8 @@ def rewrite(path, edit=None, tensors=None):
     ("edit", "word"),
     [
         (lambda d: d.update(format_version=99), "newer|up to"),
+        (lambda d: d["architecture"].update(version=99), "newer than this mlip; update"),
+        (lambda d: d["architecture"].update(version=1), "older than the version 2 .* train it"),
         (lambda d: d["architecture"].update(name="os.system"), "unknown architecture"),
         (lambda d: d["architecture"]["hyperparameters"].update(channels=[16000, 16000]), "param"),
         (lambda d: d["architecture"]["hyperparameters"].update(evil=1), "no option 'evil'"),
