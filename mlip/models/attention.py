@@ -164,19 +164,23 @@ class NeighbourAttention(_Heads):
         """Map tokens (N, D) to (N, D)."""
         q, k, v = self.project(h)
         source, centre = context.source, context.centre
-        own = (q * k).sum(2)  # (N, H)
         cos, sin = context.cos, context.sin
-        logits = (q[centre] * _turn(k[source], cos, sin)).sum(2) + self.bias(context.features)
+        # not q[centre]: the backward of index_select is several times faster
+        query, key, value = (
+            x.index_select(0, at) for x, at in ((q, centre), (k, source), (v, source))
+        )
+        own = (q * k).sum(2)  # (N, H)
+        logits = (query * _turn(key, cos, sin)).sum(2) + self.bias(context.features)
         null = self.null.expand_as(own)
         # Any shift gives the same weights and none of their derivatives: a constant will do.
         shift = torch.maximum(own, null).detach()
         index = centre[:, None].expand_as(logits)
         shift = shift.scatter_reduce(0, index, logits.detach(), "amax")
-        near = context.envelope[:, None] * torch.exp(logits - shift[centre])
+        near = context.envelope[:, None] * torch.exp(logits - shift.index_select(0, centre))
         itself = torch.exp(own - shift)
         total = (itself + torch.exp(null - shift)).index_add(0, centre, near)
         scale = 1.0 + self.filter(context.features).unflatten(1, (self.num_heads, -1))
-        value = scale * _turn(v[source], cos, sin)
+        value = scale * _turn(value, cos, sin)
         summed = (itself[:, :, None] * v).index_add(0, centre, near[:, :, None] * value)
         return self.out(self.gain * (summed / total[:, :, None]).flatten(1))
 

@@ -68,7 +68,7 @@ class TransIP(nn.Module):
         num_heads: int = 6,
         ffn_multiple: int = 4,
         num_basis: int = 8,
-        rope_sigma: float = 1.0,
+        rope_sigma: float = 0.5,
         forces: str = "gradient",
     ) -> None:
         """Build it.
@@ -200,6 +200,7 @@ class TransIP(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
+            self.readout[2].weight.mul_(0.1)  # type: ignore[operator]  # forces start small
             for block in self.layers:
                 for last in (block.attention.out, block.ffn[2]):  # type: ignore[union-attr, index]
                     last.weight.mul_((2 * len(self.layers)) ** -0.5)  # type: ignore[union-attr]
