@@ -36,12 +36,12 @@ from mlip.models.attention import (
     Neighbourhoods,
     mean_of_graphs,
 )
-from mlip.models.potential import MAX_Z, Geometry, NodeOutput
+from mlip.models.embedding import AtomEmbedding
+from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 
 ATTENTIONS = ("auto", "global", "neighbours")
 FORCES = ("gradient", "direct")
-MAX_CHARGE, MAX_SPIN = 20, 30
 PAIR_CHANNELS = 32  # of the direct forces between neighbours
 NOT_PERIODIC = (
     "global attention has no images and is for molecules, but {}; use a potential trained with "
@@ -116,16 +116,7 @@ class TransIP(nn.Module):
         self.needs_positions = not self.is_local
         self.accepts_periodic = self.is_local
 
-        index = torch.zeros(MAX_Z + 1, dtype=torch.int64)
-        index[list(self.species)] = torch.arange(len(self.species))
-        self.register_buffer("species_index", index, persistent=False)
-        self.species_index: Tensor
-        self.embed = nn.Embedding(len(self.species), dim)
-        if charge_spin:
-            self.embed_charge = nn.Embedding(2 * MAX_CHARGE + 1, dim)
-            self.embed_spin = nn.Embedding(MAX_SPIN + 1, dim)
-            for table in (self.embed_charge, self.embed_spin):  # an unseen state changes nothing
-                nn.init.zeros_(table.weight)
+        self.embed = AtomEmbedding(self.species, dim, charge_spin)
         # One set of frequencies for all layers: their sines are computed once.
         self.frequencies = nn.Parameter(
             rope_sigma * torch.randn(num_heads, dim // num_heads // 2, 3)
@@ -172,7 +163,7 @@ class TransIP(nn.Module):
             DataError: global attention, and a structure has a periodic axis.
         """
         context = self._context(geometry)
-        h = self._embed(geometry)
+        h = self.embed(geometry)
         if isinstance(context, Molecules):
             h = h + self.embed_position(context.centred)
             h = h[context.order]
@@ -204,20 +195,6 @@ class TransIP(nn.Module):
             for block in self.layers:
                 for last in (block.attention.out, block.ffn[2]):  # type: ignore[union-attr, index]
                     last.weight.mul_((2 * len(self.layers)) ** -0.5)  # type: ignore[union-attr]
-
-    def _embed(self, geometry: Geometry) -> Tensor:
-        """Initial tokens (N, D): species, plus charge and spin relative to the neutral singlet."""
-        h = self.embed(self.species_index[geometry.atomic_numbers])
-        if not self.uses_charge_spin:
-            return h
-        charge, spin = geometry.charge, geometry.spin.clamp(min=1)  # 0 = unknown: assume 1
-        state = (
-            self.embed_charge((charge + MAX_CHARGE).clamp(0, 2 * MAX_CHARGE))
-            - self.embed_charge.weight[MAX_CHARGE]
-            + self.embed_spin(spin.clamp(max=MAX_SPIN))
-            - self.embed_spin.weight[1]
-        )
-        return h + state[geometry.batch]
 
     def _context(self, geometry: Geometry) -> Molecules | Neighbourhoods:
         """Return what all layers attend over."""

@@ -80,7 +80,10 @@ def load_config(overrides: Sequence[str], file: Path | str | None = None) -> Con
     if config["objective"]["name"] == "auto":
         from mlip.training.objectives import resolve_objective
 
-        groups["objective"] = resolve_objective("auto", config["model"]["name"])
+        frames = dict(settings).get("model.frames", config["model"].get("frames"))
+        exact = frames not in (None, "none")  # made so by averaging: nothing to be taught
+        name = "standard" if exact else resolve_objective("auto", config["model"]["name"])
+        groups["objective"] = name
         config = _compose(groups)
     for key, value in settings:
         if key not in choices or isinstance(value, Mapping):

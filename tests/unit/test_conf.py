@@ -129,3 +129,13 @@ def test_durations():
         (90, 90),
     ):
         assert parse_duration(text) == seconds
+
+
+def test_the_objective_of_an_architecture():
+    """`auto` is resolved when the configuration is made, so that a run folder names what it did."""
+    assert load_config([])["objective"] == {"name": "standard"}
+    assert load_config(["model=transip"])["objective"]["name"] == "latent_equivariance"
+    framed = load_config(["model=transip", "model.frames=so3"])
+    assert framed["objective"]["name"] == "standard", "exact already: nothing to be taught"
+    asked = load_config(["model=transip", "objective=augmented"])
+    assert asked["objective"]["name"] == "augmented"
