@@ -21,11 +21,11 @@ def test_shipped_data_are_found_from_anywhere(tmp_path, monkeypatch):
     path = Path(load_config(["experiment=quickstart"])["data"]["train"])
     assert path.is_absolute()
     assert path.exists()
-    own = tmp_path / "data" / "emt-mini" / path.name
+    own = tmp_path / "data" / "mptrj-mini" / path.name
     own.parent.mkdir(parents=True)
     own.touch()
-    assert load_config(["experiment=quickstart"])["data"]["train"] == f"data/emt-mini/{path.name}"
-    typed = "data/emt-mini/absent.extxyz"
+    assert load_config(["experiment=quickstart"])["data"]["train"] == f"data/mptrj-mini/{path.name}"
+    typed = "data/mptrj-mini/absent.json.gz"
     given = load_config(["experiment=quickstart", f"data.train={typed}"])
     assert given["data"]["train"] == typed, "what a user types is taken as it is"
 
@@ -66,5 +66,5 @@ def test_the_wheel_runs_elsewhere(tmp_path):
     code = f"import mlip; from mlip import {names}; print(mlip.__file__)"
     assert python("-c", code).strip() == str(installed / "mlip" / "__init__.py")
     out = python("-m", "mlip.cli.main", "train", "experiment=quickstart", *STEPS, "out_dir=run")
-    assert str(installed / "mlip" / "_data" / "emt-mini" / "emt-mini.extxyz") in out
+    assert str(installed / "mlip" / "_data" / "mptrj-mini" / "mptrj-mini.json.gz") in out
     assert (elsewhere / "run" / "potential.safetensors").exists()
