@@ -82,7 +82,7 @@ def test_charged_fragments_add_or_the_potential_says_so(potential, molecule_atom
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.charge_spin])
 def test_charge_and_spin_are_exactly_neutral_for_the_reference_state(name, molecule_atoms):
     potential, blind = build(name), build(name)
-    blind.model.uses_charge_spin = False
+    blind.model.embed.charge_spin = False
     without = predict(blind, molecule_atoms).energy.item()
     for charge, spin, same in ((0, 1, True), (0, 0, True), (1, 2, False), (0, 3, False)):
         molecule_atoms.info.update(charge=charge, spin=spin)
