@@ -11,7 +11,8 @@ the settings and finite differences of the energy, all with the same settings.
     python scripts/make_mptrj_mini.py --processes 2
     python scripts/make_mptrj_mini.py --assemble     # the files from the results there are
 
-Results wait in the work folder, one file per job; a job that has one is not run again.
+Results wait in the work folder, one file per job, and ship in `jobs.gz`; a job that has one is
+not run again.
 """
 
 from __future__ import annotations
@@ -269,10 +270,25 @@ def all_jobs() -> dict[str, dict[str, Any]]:
 # --- results
 
 
+def finished() -> dict[str, dict[str, Any]]:
+    """All results there are, by job: those that ship, so that a later run goes on, and new ones."""
+    archive = OUT / "jobs.gz"
+    known = json.loads(gzip.decompress(archive.read_bytes())) if archive.exists() else {}
+    for path in sorted((WORK / "results").glob("*.json")):
+        content = json.loads(path.read_text())
+        known[path.stem.split("_", 1)[1]] = {key: content[key] for key in ("frames", "seconds")}
+    return known
+
+
 def result(name: str) -> list[dict[str, Any]]:
     """The frames of a finished job, else none."""
-    found = list((WORK / "results").glob(f"*_{name}.json"))
-    return json.loads(found[0].read_text())["frames"] if found else []
+    global _results
+    if _results is None:
+        _results = finished()
+    return _results[name]["frames"] if name in _results else []
+
+
+_results: dict[str, dict[str, Any]] | None = None  # read once; `run` forgets them
 
 
 def fitted_eos(material: Material) -> dict[str, Any]:
@@ -401,6 +417,8 @@ def assemble() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     content = json.dumps(nested, separators=(",", ":")).encode()
     (OUT / "mptrj-mini.json.gz").write_bytes(gzip.compress(content, 9, mtime=0))
+    raw = json.dumps(finished(), separators=(",", ":")).encode()
+    (OUT / "jobs.gz").write_bytes(gzip.compress(raw, 9, mtime=0))
     distorted = bulk("Si", a=5.6, cubic=True)  # for the demo to relax
     distorted.rattle(0.08, seed=1)
     distorted.write(OUT / "si-distorted.cif")
@@ -450,8 +468,7 @@ def finite_differences() -> list[dict[str, Any]]:
 
 def cpu_hours() -> float:
     """What the finished jobs took."""
-    times = [json.loads(p.read_text())["seconds"] for p in (WORK / "results").glob("*.json")]
-    return round(sum(times) / 3600, 2)
+    return round(sum(content["seconds"] for content in finished().values()) / 3600, 2)
 
 
 def settings() -> dict[str, Any]:
@@ -474,7 +491,9 @@ def run(processes: int, python: str) -> None:
     """Run workers until no job is left; elastic jobs can be stated once the EOS is there."""
     folder = WORK / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
+    global _results
     while True:
+        _results = None
         order = all_jobs()
         for path in folder.glob("*.json"):
             path.unlink()

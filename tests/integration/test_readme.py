@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_command_of_the_readme_runs(tmp_path):
     for folder in ("data", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
     lines = [line for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if line.startswith(("mlip ", "python scripts/"))]
     assert len(commands) >= 9
