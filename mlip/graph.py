@@ -257,3 +257,10 @@ def _shaped(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     if array.shape != shape:
         raise DataError(f"{name} must have shape {shape}, got {array.shape}")
     return array
+
+
+def mean_of_graphs(values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
+    """Mean over the atoms of each structure: (N, C) to (B, C); zero for one without atoms."""
+    count = torch.bincount(batch, minlength=num_graphs).clamp(min=1)
+    total = values.new_zeros(num_graphs, values.shape[1]).index_add(0, batch, values)
+    return total / count[:, None]

@@ -90,12 +90,33 @@ def molecules(seed: int, folder: Path) -> dict[str, Any]:
     return record
 
 
+def summary(result: dict[str, Any]) -> str:
+    """How often the targets were met."""
+    materials = [m for record in result["crystals"] for m in record["materials"].values()]
+    lines = []
+    for name, words, limit in (
+        ("lattice_constant_error_percent", "lattice constants", 0.5),
+        ("bulk_modulus_error_percent", "bulk moduli", 15.0),
+    ):
+        met = sum(abs(m[name]) <= limit for m in materials)
+        lines.append(f"{words} within {limit:g} %: {met} of {len(materials)}")
+    for kind in ("crystals", "molecules"):
+        ratios = ", ".join(f"{r['force_error_over_rms']:.2f}" for r in result[kind])
+        lines.append(f"force RMSE over RMS force, {kind}: {ratios}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run, then write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / "outputs" / "repeat-demo")
+    parser.add_argument("--summary", action="store_true", help="only count in data/results")
     arguments = parser.parse_args()
+    path = ROOT / "data" / "results" / "demo.json"
+    if arguments.summary:
+        print(summary(json.loads(path.read_text())))
+        return
     os.chdir(ROOT)
     folder = arguments.folder / time.strftime("%Y-%m-%d_%H-%M-%S")
     result = {
@@ -106,9 +127,8 @@ def main() -> None:
         "crystals": [crystals(seed, folder) for seed in arguments.seeds],
         "molecules": [molecules(seed, folder) for seed in arguments.seeds],
     }
-    path = ROOT / "data" / "results" / "demo.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path}")
+    print(f"{summary(result)}\nwrote {path}")
 
 
 if __name__ == "__main__":

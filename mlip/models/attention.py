@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mlip.graph import mean_of_graphs
 from mlip.models.potential import Geometry
 from mlip.models.radial import BesselBasis, polynomial_envelope
 
@@ -49,7 +50,10 @@ class Molecules:
             frequencies: ω (H, F, 3), 1/Å.
         """
         # Centred before the cast: single precision would lose 1e-3 Å at 10,000 Å from the origin.
-        centred = positions - mean_of_graphs(positions, geometry)[geometry.batch]
+        centred = (
+            positions
+            - mean_of_graphs(positions, geometry.batch, geometry.num_graphs)[geometry.batch]
+        )
         centred = centred.to(frequencies.dtype)
         sizes = torch.bincount(geometry.batch, minlength=geometry.num_graphs)
         order = torch.argsort(sizes[geometry.batch], stable=True)
@@ -183,13 +187,6 @@ class NeighbourAttention(_Heads):
         value = scale * _turn(value, cos, sin)
         summed = (itself[:, :, None] * v).index_add(0, centre, near[:, :, None] * value)
         return self.out(self.gain * (summed / total[:, :, None]).flatten(1))
-
-
-def mean_of_graphs(values: Tensor, geometry: Geometry) -> Tensor:
-    """Mean over the atoms of each structure: (N, 3) to (B, 3)."""
-    count = torch.bincount(geometry.batch, minlength=geometry.num_graphs).clamp(min=1)
-    total = values.new_zeros(geometry.num_graphs, values.shape[1])
-    return total.index_add(0, geometry.batch, values) / count[:, None]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip.errors import ConfigError
+from mlip.graph import mean_of_graphs
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import polynomial_envelope
 
@@ -129,8 +130,7 @@ class FrameAveraged(nn.Module):
             return edges
         x, batch = geometry.positions.double(), geometry.batch
         count = torch.bincount(batch, minlength=geometry.num_graphs).to(x)
-        centre = torch.zeros_like(edges[:, 0]).index_add(0, batch, x) / count[:, None]
-        d = x - centre[batch]
+        d = x - mean_of_graphs(x, batch, geometry.num_graphs)[batch]
         pairs = torch.zeros_like(edges).index_add(0, batch, d[:, :, None] * d[:, None, :])
         periodic = geometry.pbc.any(1)[:, None, None]
         return torch.where(periodic, edges, 2.0 * count[:, None, None] * pairs)

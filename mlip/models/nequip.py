@@ -6,11 +6,10 @@ Source: Batzner et al., Nat. Commun. 13, 2453 (2022), with its authors' code; Se
 (Park et al., J. Chem. Theory Comput. 20, 4857 (2024), and code) is a choice of options.
 
 What is not as published: sums over neighbours are batched matrix products over blocks of edges
-(`EdgeBlocks`) instead of e3nn's generated tensor product and a scatter (64 silicon atoms on one
-core: 110 ms in SevenNet-0's layout, 450 ms with its authors' code); weights are drawn with their
-fan-in in their standard deviation instead of dividing by it on every call; the envelope always has
-two continuous derivatives (SevenNet-0's XPLOR has one); isolated atoms, shifts and scales per
-element are the potential's and not the network's. e3nn keeps the books of irreducible
+(`EdgeBlocks`) instead of e3nn's generated tensor product and a scatter; weights are drawn with
+their fan-in in their standard deviation instead of dividing by it on every call; the envelope
+always has two continuous derivatives (SevenNet-0's XPLOR has one); isolated atoms, shifts and
+scales per element are the potential's and not the network's. e3nn keeps the books of irreducible
 representations and gives the Clebsch-Gordan coefficients; tests compare with its products and gate.
 
 Letters: N atoms, E edges, C channels, K basis functions; degree l has 2l+1 components, and parity p

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from mlip.errors import ConfigError, DataError
+from mlip.graph import mean_of_graphs
 from mlip.models.attention import (
     EPS,
     GlobalAttention,
     Molecules,
     NeighbourAttention,
     Neighbourhoods,
-    mean_of_graphs,
 )
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.potential import Geometry, NodeOutput
@@ -177,7 +177,8 @@ class TransIP(nn.Module):
             return NodeOutput(energy, features=h)
         if isinstance(context, Molecules):
             raw = self.force_head(h)
-            net = mean_of_graphs(raw, geometry)  # there is none in nature
+            # there is no net force in nature
+            net = mean_of_graphs(raw, geometry.batch, geometry.num_graphs)
             forces = raw - net[geometry.batch]
         else:
             forces = self.force_head(h, context)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip.errors import ConfigError
-from mlip.graph import AtomGraph
+from mlip.graph import AtomGraph, mean_of_graphs
 from mlip.models.potential import Potential, Prediction
 from mlip.symmetry import random_rotations, rotated
 from mlip.training.loss import HuberLoss
@@ -130,9 +130,7 @@ class LatentEquivariance(nn.Module):
             raise ConfigError("the potential returned no latent features")
         if not self.pooled:
             return features
-        total = features.new_zeros(graph.num_graphs, features.shape[1])
-        total = total.index_add(0, graph.batch, features)
-        return total / graph.num_atoms[:, None].to(total)
+        return mean_of_graphs(features, graph.batch, graph.num_graphs)
 
 
 def resolve_objective(name: str, architecture: str) -> str:
