@@ -1,4 +1,4 @@
-"""Time Facet on crystals and a molecule: one calculator call, and one training step.
+"""Time models on crystals and a molecule: one calculator call, and one training step.
 
 Process CPU time of one thread, minimum of several calls.
 Run: python scripts/benchmark.py [--json FILE]
@@ -102,7 +102,8 @@ def main() -> None:
             print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     if args.json:
         about = {
-            "command": f"python scripts/benchmark.py --repeats {args.repeats} --json FILE",
+            "command": f"python scripts/benchmark.py --models {' '.join(args.models)} "
+            f"--repeats {args.repeats} --json FILE",
             "torch": torch.__version__,
             "machine": platform.machine(),
             "threads": 1,
