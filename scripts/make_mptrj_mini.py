@@ -45,7 +45,7 @@ KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
 METALS = ("Al", "Li", "Na", "Mg")
-STRAINED, RATTLED, SMALL = 8, 7, 6  # frames per material, besides its relaxation
+STRAINED, RATTLED, SMALL, GENTLE = 8, 7, 6, 8  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
 
@@ -152,6 +152,11 @@ def training_jobs(material: Material) -> dict[str, dict[str, Any]]:
         if len(atoms) > 1:
             atoms = rattle(atoms, rng.uniform(0.05, 0.15), rng)
         jobs[f"{material.number:03d}{300 + k:03d}"] = job(atoms, kpts, ecut)
+    rng = np.random.default_rng(20261126 + material.number)
+    for k in range(GENTLE):  # as a solid is at a few hundred kelvin, where potentials are used
+        atoms = deformed(large, rng.normal(scale=0.01, size=(3, 3)), rng.uniform(0.95, 1.06))
+        atoms = rattle(atoms, rng.uniform(0.02, 0.08), rng)
+        jobs[f"{material.number:03d}{150 + k:03d}"] = job(atoms, material.wide_kpts, ecut)
     return jobs
 
 
