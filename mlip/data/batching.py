@@ -1,32 +1,29 @@
-"""Batches by count or by budget, in an order that is a pure function of (seed, epoch).
+"""Batches straight from the store, in an order that is a pure function of seed, epoch and rank.
 
-The number of loader workers changes nothing but speed. A loader knows its epoch and how many
-batches it has given, so a run can continue in the middle of an epoch.
+The number of loader workers and how they are started change nothing but speed. A loader knows its
+epoch and how many batches it has given, so a run can continue in the middle of an epoch.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mlip.data.plan import Budget, Plan, draw_order, pack, share_evenly
 from mlip.data.store import Store
 from mlip.errors import DataError
 from mlip.graph import AtomGraph, add_edges
 from mlip.neighbors import neighbor_list
 
+__all__ = ["Budget", "GraphLoader", "auto_workers", "collate_indices"]
 
-@dataclass(frozen=True)
-class Budget:
-    """Limits of one batch; None = no limit."""
-
-    batch_size: int | None = 16
-    max_atoms: int | None = None
-    max_edges: int | None = None
+log = logging.getLogger("mlip")
 
 
 def collate_indices(store: Store, indices: np.ndarray, cutoff: float) -> AtomGraph:
@@ -47,49 +44,74 @@ class GraphLoader:
         seed: int = 0,
         shuffle: bool = False,
         num_workers: int = 0,
+        repeats: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        oversized: Literal["error", "skip"] = "error",
+        start_method: Literal["fork", "spawn", "forkserver"] = "fork",
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
     ) -> None:
-        """Plan the batches.
+        """Measure the structures against the budget.
+
+        Args:
+            store: where the structures are.
+            indices: (n,) those to iterate over.
+            cutoff: of the graphs, Å.
+            budget: of one batch.
+            seed: of the order.
+            shuffle: draw a new order for every epoch.
+            num_workers: processes that make batches; 0 makes them here.
+            repeats: (n,) how often each structure comes in an epoch, on average over epochs;
+                fractions are drawn with the seed. Default: once.
+            rank: which of the processes that train together this is.
+            world_size: their number. All give the same number of batches and together every
+                structure; see `share_evenly` for what does not divide.
+            oversized: what to do with structures that alone are larger than the budget.
+            start_method: of the workers.
+            prefetch: batches that each worker makes ahead.
+            pin_memory: put batches into page-locked memory; default: if there is a GPU.
 
         Raises:
-            DataError: a structure alone is larger than the budget.
+            DataError: a structure alone is larger than the budget, and is not to be skipped.
+            ValueError: `repeats` or `rank` cannot be used.
         """
-        self.store, self.indices, self.cutoff, self.budget = store, indices, cutoff, budget
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size}; expected 0 to {world_size - 1}")
+        self.store, self.cutoff, self.budget = store, cutoff, budget
         self.seed, self.shuffle, self.num_workers = seed, shuffle, num_workers
+        self.rank, self.world_size = rank, world_size
+        self.start_method, self.prefetch = start_method, prefetch
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.epoch = 0
         self.done = 0  # batches of this epoch already given
         self._skip = 0  # batches to leave out of the next pass, after `load_state_dict`
         self._begun = False  # whether this epoch's pass has begun
-        self._atoms = store.num_atoms[indices]
-        self._edges = self._count_edges() if budget.max_edges else None
-        self._check()
-        self._planned: tuple[int, list[np.ndarray]] | None = None
+        self._planned: tuple[int, Plan] | None = None
+        repeats = None if repeats is None else _checked(repeats, len(indices))
+        self._sizes = {
+            "max_atoms": store.num_atoms[indices],
+            "max_edges": _count_edges(store, indices, cutoff) if budget.max_edges else None,
+        }
+        fits = self._fitting(indices, oversized)
+        self.skipped = int((~fits).sum())
+        if self.skipped:
+            indices = indices[fits]
+            repeats = None if repeats is None else repeats[fits]
+            self._sizes = {k: None if v is None else v[fits] for k, v in self._sizes.items()}
+        self.indices, self.repeats = indices, repeats
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        """Return the batches of an epoch: positions in `indices`, all of them, each once."""
+    def plan(self, epoch: int) -> Plan:
+        """Return the batches of an epoch: positions in `indices`."""
         if self._planned and self._planned[0] == epoch:
             return self._planned[1]
-        n = len(self.indices)
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(n) if self.shuffle else np.arange(n)
-        batches, current, atoms, edges = [], [], 0, 0
-        limit = self.budget
-        for k in order:
-            a = int(self._atoms[k])
-            e = int(self._edges[k]) if self._edges is not None else 0
-            full = (
-                (limit.batch_size is not None and len(current) >= limit.batch_size)
-                or (limit.max_atoms is not None and atoms + a > limit.max_atoms)
-                or (limit.max_edges is not None and edges + e > limit.max_edges)
-            )
-            if current and full:
-                batches.append(np.array(current))
-                current, atoms, edges = [], 0, 0
-            current.append(int(k))
-            atoms, edges = atoms + a, edges + e
-        if current:
-            batches.append(np.array(current))
-        self._planned = (epoch, batches)
-        return batches
+        order = draw_order(len(self.indices), rng, shuffle=self.shuffle, repeats=self.repeats)
+        limits = [(v, getattr(self.budget, k)) for k, v in self._sizes.items() if v is not None]
+        bounds = pack(order, self.budget.batch_size, [x for x in limits if x[1] is not None])
+        order, bounds = share_evenly(order, bounds, self.world_size)
+        self._planned = (epoch, Plan(order, bounds, self.rank, self.world_size))
+        return self._planned[1]
 
     def __len__(self) -> int:
         """Batches of the current epoch, finished ones included."""
@@ -100,13 +122,15 @@ class GraphLoader:
             self.start_epoch(self.epoch + 1)
         self._begun = True
         self.done, self._skip = self._skip, 0
-        batches = self.plan(self.epoch)[self.done :]
-        data = _Batches(self.store, [self.indices[b] for b in batches], self.cutoff)
+        plan = self.plan(self.epoch)
         loader = DataLoader(
-            data,
+            _Batches(self.store, self.cutoff),
+            sampler=(self.indices[plan[k]] for k in range(self.done, len(plan))),
             batch_size=None,
             num_workers=self.num_workers,
-            multiprocessing_context="fork" if self.num_workers else None,
+            multiprocessing_context=self.start_method if self.num_workers else None,
+            prefetch_factor=self.prefetch if self.num_workers else None,
+            pin_memory=self.pin_memory,
         )
         for batch in loader:
             self.done += 1
@@ -125,38 +149,54 @@ class GraphLoader:
         """Make the next pass that of `epoch`, from its beginning."""
         self.epoch, self.done, self._skip, self._begun = epoch, 0, 0, False
 
-    def _count_edges(self) -> np.ndarray:
-        out = np.zeros(len(self.indices), dtype=np.int64)
-        for k, i in enumerate(self.indices):
-            s = self.store.arrays(int(i))
-            out[k] = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], self.cutoff)[0].shape[
-                1
-            ]
-        return out
-
-    def _check(self) -> None:
-        sizes = {"max_atoms": self._atoms, "max_edges": self._edges}
-        for key, size in sizes.items():
+    def _fitting(self, indices: np.ndarray, oversized: str) -> np.ndarray:
+        """Return which structures are within the budget; name the worst of the others."""
+        fits = np.ones(len(indices), dtype=bool)
+        for key, size in self._sizes.items():
             limit = getattr(self.budget, key)
-            if limit is not None and size is not None and len(size) and size.max() > limit:
-                worst = int(size.argmax())
+            if limit is None or size is None or not len(size) or size.max() <= limit:
+                continue
+            worst, large = int(size.argmax()), size > limit
+            found = (
+                f"{self.store.where(int(indices[worst]))} has {int(size[worst])} {key[4:]}, more "
+                f"than data.{key}={limit}"
+            )
+            if oversized == "error":
                 raise DataError(
-                    f"{self.store.where(int(self.indices[worst]))} has {int(size[worst])} "
-                    f"{key[4:]}, more than data.{key}={limit}; raise it or drop the structure"
+                    f"{found} ({int(large.sum())} of {len(size)} structures have more); raise it, "
+                    "drop the structures or leave them out by data.oversized=skip"
                 )
+            log.warning("%s: left out, with %d others", found, int(large.sum()) - 1)
+            fits &= ~large
+        if not fits.any() and len(fits):
+            raise DataError("every structure is larger than the budget of a batch; raise it")
+        return fits
 
 
 class _Batches(Dataset[AtomGraph]):
     """One item per batch, so that a worker makes whole batches."""
 
-    def __init__(self, store: Store, batches: list[np.ndarray], cutoff: float) -> None:
-        self.store, self.batches, self.cutoff = store, batches, cutoff
+    def __init__(self, store: Store, cutoff: float) -> None:
+        self.store, self.cutoff = store, cutoff
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def __getitem__(self, index: np.ndarray) -> AtomGraph:
+        return collate_indices(self.store, index, self.cutoff)
 
-    def __getitem__(self, index: int) -> AtomGraph:
-        return collate_indices(self.store, self.batches[index], self.cutoff)
+
+def _checked(repeats: np.ndarray, n: int) -> np.ndarray:
+    repeats = np.asarray(repeats, dtype=np.float64)
+    if repeats.shape != (n,) or not np.isfinite(repeats).all() or (repeats < 0).any():
+        raise ValueError(f"repeats must be {n} finite numbers of zero or more, one a structure")
+    return repeats
+
+
+def _count_edges(store: Store, indices: np.ndarray, cutoff: float) -> np.ndarray:
+    out = np.zeros(len(indices), dtype=np.int64)
+    for k, i in enumerate(indices):
+        s = store.arrays(int(i))
+        edges, _ = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], cutoff)
+        out[k] = edges.shape[1]
+    return out
 
 
 def auto_workers(setting: Any, num_structures: int) -> int:

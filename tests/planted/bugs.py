@@ -348,9 +348,9 @@ TRAINING = (
     ),
     Bug(
         "the last, smaller batch is dropped",
-        "mlip/data/batching.py",
-        "        if current:\n",
-        "        if len(current) == (limit.batch_size or len(current)):\n",
+        "mlip/data/plan.py",
+        "return np.append(np.arange(0, n, batch_size or max(n, 1)), n)",
+        "return np.arange(0, n + 1, batch_size or max(n, 1))",
         (f"{DATA}::test_every_structure_once_per_epoch_whatever_the_workers",),
     ),
     Bug(
