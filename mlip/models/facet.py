@@ -30,6 +30,7 @@ from mlip.models.embedding import AtomEmbedding
 from mlip.models.harmonics import coupling, even_paths
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis, BSplineBasis
+from mlip.models.readout import per_head, read_out
 from mlip.models.sphere import grid_matrices
 
 Features = list[Tensor]
@@ -49,6 +50,7 @@ class Facet(nn.Module):
         avg_num_neighbors: float,
         force_scale: float = 1.0,
         charge_spin: bool = False,
+        readouts: int = 1,
         channels: Sequence[int] = (128, 32, 16, 8),
         num_layers: int = 3,
         num_basis: int = 8,
@@ -65,6 +67,7 @@ class Facet(nn.Module):
             avg_num_neighbors: mean number of neighbours within the cutoff in the training set.
             force_scale: typical force of the training set, eV/Å; the unit of the output.
             charge_spin: whether total charge and spin multiplicity condition the energy.
+            readouts: levels of theory, each with a read-out of its own.
             channels: number of channels of degree 0, 1, ..., L (at most 4).
             num_layers: message-passing layers; the last one keeps only scalars.
             num_basis: radial basis functions.
@@ -112,7 +115,7 @@ class Facet(nn.Module):
             )
             for t in range(num_layers)
         )
-        self.readout = nn.Linear(scalars, 1, bias=False)
+        self.readout = per_head(lambda: nn.Linear(scalars, 1, bias=False), readouts)
 
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
@@ -121,7 +124,8 @@ class Facet(nn.Module):
         for layer in self.layers:
             h = layer(h, edges)
         scalars = h[0][:, 0]
-        return NodeOutput(self.force_scale * self.readout(scalars)[:, 0], features=scalars)
+        energy = read_out(self.readout, geometry, scalars)[:, 0]
+        return NodeOutput(self.force_scale * energy, features=scalars)
 
 
 class Convolution(nn.Module):

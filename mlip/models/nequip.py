@@ -33,6 +33,7 @@ from mlip.models.edge_blocks import EdgeBlocks
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
+from mlip.models.readout import per_head, read_out
 
 Features = list[Tensor]
 Irreps = Sequence[tuple[int, o3.Irrep]]  # channels of each irreducible representation
@@ -56,6 +57,7 @@ class NequIP(nn.Module):
         avg_num_neighbors: float,
         force_scale: float = 1.0,
         charge_spin: bool = False,
+        readouts: int = 1,
         channels: Sequence[int] = (128, 64),
         num_layers: int = 2,
         parity: str = "natural",
@@ -76,6 +78,7 @@ class NequIP(nn.Module):
             avg_num_neighbors: mean number of neighbours within the cutoff in the training set.
             force_scale: typical force of the training set, eV/Å; the unit of the output.
             charge_spin: whether total charge and spin multiplicity condition the energy.
+            readouts: levels of theory, each with a read-out of its own.
             channels: number of channels of degree 0, 1, ..., L (at most 4).
             num_layers: message-passing layers; the last one keeps only even scalars.
             parity: "natural", features of parity (−1)^l (NequIP's `parity: false`); "full", both
@@ -144,7 +147,10 @@ class NequIP(nn.Module):
             current = layer.irreps_out
         self.layers = nn.ModuleList(layers)
         sizes = [channels[0], *([readout_width] if readout_width else []), 1]
-        self.readout = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes)))
+        self.readout = per_head(
+            lambda: nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))),
+            readouts,
+        )
 
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
@@ -154,7 +160,8 @@ class NequIP(nn.Module):
         for layer in self.layers:
             h = layer(h, edges, attributes)
         scalars = h[0][:, 0]
-        return NodeOutput(self.force_scale * self.readout(scalars)[:, 0], features=scalars)
+        energy = read_out(self.readout, geometry, scalars)[:, 0]
+        return NodeOutput(self.force_scale * energy, features=scalars)
 
 
 class TrainableBesselBasis(BesselBasis):

@@ -27,6 +27,7 @@ class LennardJones(nn.Module):
         species: Sequence[int],
         epsilon: float = 0.0104,
         sigma: float = 3.4,
+        readouts: int = 1,
         **_: object,
     ) -> None:
         """Build it.
@@ -36,6 +37,7 @@ class LennardJones(nn.Module):
             species: atomic numbers; all pairs share the parameters.
             epsilon: well depth, eV (default: argon).
             sigma: distance of zero energy, Å.
+            readouts: ignored: heads share the interaction and differ by reference energies only.
             **_: statistics that other architectures need.
         """
         super().__init__()

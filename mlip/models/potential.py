@@ -20,7 +20,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from mlip.errors import DataError
+from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph
 
 MAX_Z = 118
@@ -99,7 +99,7 @@ class Potential(nn.Module):
         Args:
             model: the `EnergyModel`.
             reference_energies: E0, the energy of an isolated neutral atom by atomic number, eV; one
-                table per head if there are several.
+                table per head if there are several, each of the elements that head knows.
             priors: `EnergyModel`s whose energies are added (ZBL); they must vanish for an isolated
                 atom.
             head_names: names of the levels of theory, one per table.
@@ -117,7 +117,7 @@ class Potential(nn.Module):
                 e0[head, int(z)] = energy
         self.register_buffer("e0", e0)
         self.e0: Tensor
-        self._isolated: Tensor | None = None  # (MAX_Z + 1,) after `freeze`
+        self._isolated: Tensor | None = None  # (heads, MAX_Z + 1) after `freeze`
         self.spec: Any = None  # the PotentialSpec it was built from, if it was
         self.metadata: dict[str, Any] = {}  # of the file it was loaded from, if it was
 
@@ -132,6 +132,26 @@ class Potential(nn.Module):
     def species(self) -> tuple[int, ...]:
         """Atomic numbers it knows."""
         return tuple(self.model.species)  # type: ignore[arg-type]
+
+    def species_of(self, head: int) -> tuple[int, ...]:
+        """Atomic numbers that a head was trained on: those it has a reference energy for."""
+        unknown = torch.isnan(self.e0[head]).tolist()
+        return tuple(z for z in self.species if not unknown[z])
+
+    def head_index(self, name: str | None) -> int:
+        """Return the number of a head; None is the only one there is.
+
+        Raises:
+            ConfigError: no such head, or None where there are several; the message names them.
+        """
+        names = ", ".join(self.head_names)
+        if name is None and len(self.head_names) > 1:
+            raise ConfigError(
+                f"this potential knows several levels of theory: choose one with head= ({names})"
+            )
+        if name is not None and name not in self.head_names:
+            raise ConfigError(f"this potential has no head {name!r}; it has: {names}")
+        return 0 if name is None else self.head_names.index(name)
 
     @property
     def symmetry(self) -> str:
@@ -219,7 +239,7 @@ class Potential(nn.Module):
         """C of the latent features (N, C) that predictions carry, None if the model has none."""
         with torch.no_grad():
             one = torch.tensor(self.species[:1], device=self.device)
-            features = self.model(self._edgeless(one)).features
+            features = self.model(self._edgeless(one, torch.zeros_like(one))).features
         return None if features is None else features.shape[1]
 
     def freeze(self) -> Potential:
@@ -231,8 +251,10 @@ class Potential(nn.Module):
         self._isolated = None
         known = torch.tensor(self.species, device=self.device)
         with torch.no_grad():
-            table = torch.zeros(MAX_Z + 1, dtype=self.dtype, device=self.device)
-            table[known] = self.model(self._edgeless(known)).energy
+            table = torch.zeros(self.e0.shape, dtype=self.dtype, device=self.device)
+            for head in range(len(table)):
+                alone = self._edgeless(known, torch.full_like(known, head))
+                table[head, known] = self.model(alone).energy
         self._isolated = table
         return self
 
@@ -278,14 +300,16 @@ class Potential(nn.Module):
 
     def _interaction(self, geometry: Geometry, n: int) -> tuple[NodeOutput, Tensor]:
         """Return the model's output and the energies (N,) that vanish for isolated atoms."""
-        z = geometry.atomic_numbers
+        z, head = geometry.atomic_numbers, geometry.head[geometry.batch]
         if self._isolated is not None:
             output = self.model(geometry)
-            isolated = self._isolated[z]
+            isolated = self._isolated[head, z]
         else:
-            # While weights change, each element's edgeless atom rides along as one more graph.
-            present, index = torch.unique(z, return_inverse=True)
-            output = self.model(_join(geometry, self._edgeless(present)))
+            # While weights change, each element's edgeless atom rides along as one more graph, for
+            # each head that it occurs with.
+            width = MAX_Z + 1
+            present, index = torch.unique(head * width + z, return_inverse=True)
+            output = self.model(_join(geometry, self._edgeless(present % width, present // width)))
             isolated = output.energy[n:][index]
         energy = output.energy[:n] - isolated
         for prior in self.priors:
@@ -294,8 +318,8 @@ class Potential(nn.Module):
         extras = {name: value[:n] for name, value in output.extras.items()}
         return NodeOutput(energy, features, output.forces, extras), energy
 
-    def _edgeless(self, numbers: Tensor) -> Geometry:
-        """One isolated neutral atom per entry of `numbers` (S,), each its own graph."""
+    def _edgeless(self, numbers: Tensor, heads: Tensor) -> Geometry:
+        """One isolated neutral atom per entry of `numbers` and `heads` (S,), each its own graph."""
         s = len(numbers)
         zero = numbers.new_zeros(s)
         none = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
@@ -310,7 +334,7 @@ class Potential(nn.Module):
             num_graphs=s,
             charge=zero,
             spin=zero,
-            head=zero,
+            head=heads,
             pbc=torch.zeros(s, 3, dtype=torch.bool, device=self.device),
             positions=origin if needs else None,
             cell=origin.new_zeros(s, 3, 3) if needs else None,

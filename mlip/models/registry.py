@@ -25,7 +25,8 @@ from mlip.models.potential import Potential
 ENTRY_POINTS = "mlip.architectures"
 MAX_PARAMETERS = 1_000_000_000
 MAX_WIDTH = 16_384  # of any single integer hyper-parameter
-FROM_DATA = ("species", "avg_num_neighbors", "force_scale", "charge_spin")
+MAX_HEADS = 100
+FROM_DATA = ("species", "avg_num_neighbors", "force_scale", "charge_spin", "readouts")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class PotentialSpec:
     # the group (so3, o3) that frame averaging makes exact
     hyperparameters: dict[str, Any]
     species: tuple[int, ...]
-    reference_energies: tuple[dict[int, float], ...]  # one table per head, eV
+    reference_energies: tuple[dict[int, float], ...]  # one table per head, eV: elements it knows
     avg_num_neighbors: float
     force_scale: float = 1.0
     charge_spin: bool = False
@@ -82,6 +83,9 @@ def build_potential(spec: PotentialSpec) -> Potential:
     }
     architecture = _architecture_class(spec.architecture)
     _check_keywords(spec.architecture, architecture, own)
+    _check_heads(spec, architecture)
+    if len(spec.head_names) > 1:
+        keywords["readouts"] = len(spec.head_names)
     with torch.device("meta"):  # count before allocating: a file must not ask for a terabyte
         size = sum(p.numel() for p in architecture(**keywords).parameters())
     if size > MAX_PARAMETERS:
@@ -154,6 +158,21 @@ def _check_keywords(name: str, cls: type[nn.Module], given: Mapping[str, Any]) -
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean model.{near[0]}?" if near else ""
             raise ConfigError(f"{name} has no option {key!r}{hint} (it has: {', '.join(known)})")
+
+
+def _check_heads(spec: PotentialSpec, cls: type[nn.Module]) -> None:
+    names, tables = spec.head_names, spec.reference_energies
+    if not 1 <= len(names) <= MAX_HEADS or len(set(names)) != len(names):
+        raise ConfigError(f"head names {names} must be 1 to {MAX_HEADS} different words")
+    if len(tables) != len(names):
+        raise ConfigError(
+            f"{len(tables)} tables of reference energies for heads {', '.join(names)}"
+        )
+    if len(names) > 1 and "readouts" not in inspect.signature(cls).parameters:
+        raise ConfigError(
+            f"{spec.architecture} has one read-out and cannot serve {len(names)} heads "
+            f"({', '.join(names)}); its class needs a keyword `readouts`"
+        )
 
 
 def _checked(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from mlip.models.attention import (
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
+from mlip.models.readout import per_head, read_out
 
 ATTENTIONS = ("auto", "global", "neighbours")
 FORCES = ("gradient", "direct")
@@ -62,6 +63,7 @@ class TransIP(nn.Module):
         avg_num_neighbors: float,
         force_scale: float = 1.0,
         charge_spin: bool = False,
+        readouts: int = 1,
         attention: str = "auto",
         dim: int = 384,
         num_layers: int = 8,
@@ -80,6 +82,7 @@ class TransIP(nn.Module):
                 null key starts with the weight of as many neighbours.
             force_scale: typical force of the training set, eV/Å; the unit of the output.
             charge_spin: whether total charge and spin multiplicity condition the energy.
+            readouts: levels of theory, each with a read-out of its own.
             attention: "global", "neighbours", or "auto": training replaces it by what its data need
                 (`resolve_options`); until then it means neighbours, which suit any structure.
             dim: width D of a token.
@@ -132,10 +135,17 @@ class TransIP(nn.Module):
                 attend = NeighbourAttention(dim, num_heads, 4 * num_basis, avg_num_neighbors)
             self.layers.append(Block(attend, dim, ffn_multiple))
         self.norm = nn.RMSNorm(dim, eps=EPS)
-        self.readout = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1, bias=False))
+        self.readout = per_head(
+            lambda: nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1, bias=False)),
+            readouts,
+        )
         if not self.conservative:
-            head = PairForces(dim, num_basis) if self.is_local else nn.Linear(dim, 3, bias=False)
-            self.force_head: nn.Module = head
+            self.force_head = per_head(
+                lambda: (
+                    PairForces(dim, num_basis) if self.is_local else nn.Linear(dim, 3, bias=False)
+                ),
+                readouts,
+            )
         self._initialise()
 
     @staticmethod
@@ -172,16 +182,16 @@ class TransIP(nn.Module):
         h = self.norm(h)
         if isinstance(context, Molecules):
             h = h[context.inverse]
-        energy = self.force_scale * self.readout(h)[:, 0]
+        energy = self.force_scale * read_out(self.readout, geometry, h)[:, 0]
         if self.conservative:
             return NodeOutput(energy, features=h)
         if isinstance(context, Molecules):
-            raw = self.force_head(h)
+            raw = read_out(self.force_head, geometry, h)
             # there is no net force in nature
             net = mean_of_graphs(raw, geometry.batch, geometry.num_graphs)
             forces = raw - net[geometry.batch]
         else:
-            forces = self.force_head(h, context)
+            forces = read_out(self.force_head, geometry, h, context)
         return NodeOutput(energy, features=h, forces=self.force_scale * forces)
 
     def _initialise(self) -> None:
@@ -192,7 +202,9 @@ class TransIP(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
-            self.readout[2].weight.mul_(0.1)  # type: ignore[operator]  # forces start small
+            for module in self.readout.modules():
+                if isinstance(module, nn.Linear) and module.out_features == 1:
+                    module.weight.mul_(0.1)  # forces start small
             for block in self.layers:
                 for last in (block.attention.out, block.ffn[2]):  # type: ignore[union-attr, index]
                     last.weight.mul_((2 * len(self.layers)) ** -0.5)  # type: ignore[union-attr]
