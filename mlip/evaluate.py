@@ -15,12 +15,13 @@ from torch import Tensor
 
 from mlip.graph import AtomGraph, collate
 from mlip.models.potential import Potential, Prediction, check_species
+from mlip.quantities import QUANTITIES
 
 
 class ErrorSums:
     """Accumulate errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components."""
 
-    NAMES = ("energy", "energy_per_atom", "forces", "stress")
+    NAMES = tuple(QUANTITIES)
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(self.NAMES), 3, dtype=torch.float64)  # |x|, x², count
@@ -168,21 +169,34 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def batches_of(
-    structures: Iterable[ase.Atoms], potential: Potential, max_atoms: int = 512
+    structures: Iterable[ase.Atoms],
+    potential: Potential,
+    max_atoms: int = 512,
+    head: str | None = None,
 ) -> Iterator[tuple[list[ase.Atoms], AtomGraph]]:
     """Group a stream of structures into batches of at most `max_atoms` atoms (or one structure).
 
+    Args:
+        structures: consumed one by one.
+        potential: for its cutoff and elements.
+        max_atoms: of a batch.
+        head: name of the level of theory that predictions are to be of.
+
     Raises:
-        DataError: an element that the potential does not know.
+        DataError: an element that the potential (that head of it) does not know.
+        ConfigError: no such head, or none chosen of several.
     """
+    number = potential.head_index(head)
+    known = potential.species_of(number)
     waiting: list[ase.Atoms] = []
     size = 0
 
     def graph() -> AtomGraph:
-        return collate([AtomGraph.from_atoms(a, potential.cutoff) for a in waiting])
+        graphs = [AtomGraph.from_atoms(a, potential.cutoff) for a in waiting]
+        return collate(graphs).with_head(number)
 
     for atoms in structures:
-        check_species(atoms.numbers, potential.species)
+        check_species(atoms.numbers, known)
         if waiting and size + len(atoms) > max_atoms:
             yield waiting, graph()
             waiting, size = [], 0

@@ -17,12 +17,6 @@ EPILOG = """examples:
 data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy and data.format mean what
 they mean to `mlip train`.
 """
-ROWS = (
-    ("energy", "energy", "meV", 1e3),
-    ("energy_per_atom", "energy per atom", "meV/atom", 1e3),
-    ("forces", "force components", "meV/A", 1e3),
-    ("stress", "stress components", "meV/A^3", 1e3),
-)
 
 
 def add_parser(commands: Any) -> None:
@@ -43,6 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--turned", action="store_true", help="turn every structure at random first (fixed seed)"
     )
+    parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.set_defaults(run=run)
@@ -54,14 +49,17 @@ def run(args: argparse.Namespace) -> int:
     from mlip.errors import DataError
     from mlip.evaluate import batches_of, evaluate_batches
     from mlip.potential_file import load_potential
+    from mlip.quantities import MILLI, QUANTITIES
     from mlip.symmetry import randomly_turned
 
     files, options = _split(args.data)
     options = {"format": args.format, "energy": args.energy, **options}
     named = options.get("keys", {})
     potential = load_potential(args.potential, args.device, args.dtype)
-    structures = read_known(files, potential.species, options.pop("format"), **options)
-    batches = (graph for _, graph in batches_of(structures, potential, args.max_atoms))
+    known = potential.species_of(potential.head_index(args.head))
+    structures = read_known(files, known, options.pop("format"), **options)
+    stream = batches_of(structures, potential, args.max_atoms, args.head)
+    batches = (graph for _, graph in stream)
     if args.turned:
         batches = randomly_turned(batches)
     elif potential.symmetry == "none":
@@ -79,17 +77,19 @@ def run(args: argparse.Namespace) -> int:
         log.warning("predictions are not finite on this data: %s", ", ".join(bad))
     print(f"{result.counts['structures']} structures, {result.counts['atoms']} atoms")
     print(f"{'':20}{'MAE':>10}{'RMSE':>10}  {'unit':10}{'values':>10}")
-    for key, label, unit, factor in ROWS:
-        if f"{key}_mae" in result.metrics:
-            mae, rmse = (factor * result.metrics[f"{key}_{kind}"] for kind in ("mae", "rmse"))
-            print(f"{label:20}{mae:10.2f}{rmse:10.2f}  {unit:10}{result.counts[key]:10}")
+    for q in QUANTITIES.values():
+        if f"{q.name}_mae" in result.metrics:
+            mae, rmse = (MILLI * result.metrics[f"{q.name}_{kind}"] for kind in ("mae", "rmse"))
+            counted = result.counts[q.name]
+            print(f"{q.words:20}{mae:10.2f}{rmse:10.2f}  {q.ascii_unit:10}{counted:10}")
     if "forces_cos" in result.metrics:
         print(f"{'force cosine':20}{result.metrics['forces_cos']:10.4f}")
     if "forces_slope" in result.metrics:
         print(f"{'force slope':20}{result.metrics['forces_slope']:10.4f}")
     if result.forces_mae_per_element:
-        cells = [f"{k} {1e3 * v:.1f}" for k, v in result.forces_mae_per_element.items()]
-        print("force MAE by element (meV/A): " + "  ".join(cells))
+        cells = [f"{k} {MILLI * v:.1f}" for k, v in result.forces_mae_per_element.items()]
+        unit = QUANTITIES["forces"].ascii_unit
+        print(f"force MAE by element ({unit}): " + "  ".join(cells))
     if args.output:  # after the numbers are shown: a full disk does not take them along
         from mlip.atomic import atomic_write
 

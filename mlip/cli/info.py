@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the description."""
     from mlip.potential_file import read_metadata
+    from mlip.quantities import MILLI, quantity_of
 
     path = Path(args.path)
     if path.is_dir():
@@ -50,17 +51,25 @@ def run(args: argparse.Namespace) -> int:
         "symmetry": document["symmetry"] + _measured(document),
         "conservative": document["conservative"],
         "extensive": document["extensive"],
-        "E0 (eV)": "  ".join(f"{k} {v:.4f}" for k, v in document["e0"][0].items()),
+        **_reference_energies(document),
         "trained on": f"{training.get('structures', '?')} structures, "
         f"{training.get('atoms', '?')} atoms: {', '.join(training.get('sources', []))}",
         "created": f"{document['created']} by mlip-trainer {document['versions']['mlip-trainer']}",
     }
     for key, value in rows.items():
-        print(f"{key:14}{value}")
+        print(f"{key:13} {value}")
     for name, value in sorted(document.get("metrics", {}).items()):
         if name.endswith("_mae") and value is not None:
-            print(f"{name:32}{1e3 * value:10.3f} {_unit(name)}")
+            print(f"{name:32}{MILLI * value:10.3f} {quantity_of(name).ascii_unit}")
     return 0
+
+
+def _reference_energies(document: dict[str, Any]) -> dict[str, str]:
+    tables = ["  ".join(f"{k} {v:.4f}" for k, v in table.items()) for table in document["e0"]]
+    if len(tables) == 1:
+        return {"E0 (eV)": tables[0]}
+    named = zip(document["head_names"], tables, strict=True)
+    return {"heads": ", ".join(document["head_names"])} | {f"E0 {k} (eV)": t for k, t in named}
 
 
 def _measured(document: dict[str, Any]) -> str:
@@ -68,10 +77,3 @@ def _measured(document: dict[str, Any]) -> str:
     if "forces_rmse" not in rotation:
         return ""
     return f" (rotated structures: forces differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"
-
-
-def _unit(name: str) -> str:
-    for word, unit in (("per_atom", "meV/atom"), ("forces", "meV/A"), ("stress", "meV/A^3")):
-        if word in name:
-            return unit
-    return "meV"

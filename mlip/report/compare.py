@@ -22,6 +22,7 @@ from mlip.data.readers import read_structures
 from mlip.errors import ConfigError, DataError, MLIPError
 from mlip.models.potential import check_species
 from mlip.potential_file import read_metadata
+from mlip.quantities import MILLI, QUANTITIES, quantity_of
 from mlip.report.measure import LENGTH_FS, TEMPERATURE, TIMESTEP_FS, measure
 from mlip.report.plots import comparison_figure
 
@@ -29,14 +30,8 @@ PARTS = ("test", "val")  # the first that a file has is compared
 MAX_RUNS = len(ascii_uppercase)
 MAX_FRAMES = 50  # looked at for one to measure on
 FILES = ("compare.json", "compare.txt", "compare.png")
-# metric, words, unit, factor, the label that it is an error of
-ERRORS = (
-    ("energy_per_atom_mae", "energy MAE", "meV/atom", 1e3, "energy_per_atom"),
-    ("energy_per_atom_rmse", "energy RMSE", "meV/atom", 1e3, "energy_per_atom"),
-    ("forces_mae", "force MAE", "meV/A", 1e3, "forces"),
-    ("forces_rmse", "force RMSE", "meV/A", 1e3, "forces"),
-    ("stress_mae", "stress MAE", "meV/A^3", 1e3, "stress"),
-)
+ERRORS = ("energy_per_atom_mae", "energy_per_atom_rmse", "forces_mae", "forces_rmse", "stress_mae")
+ROTATION = ("forces_rmse", "energy_per_atom_rmse")
 
 
 @dataclass
@@ -123,8 +118,9 @@ def comparison_text(comparison: Comparison) -> str:
     row("exact symmetry", lambda r: r["symmetry"])
     row("conservative", lambda r: "yes" if r["conservative"] else "no")
     row("errors on", lambda r: r["part"])
-    for name, words, unit, factor, of in ERRORS:
-        row(f"{words} ({unit})", lambda r, n=name, f=factor, o=of: _error(r, n, f, o))
+    for name in ERRORS:
+        q, kind = quantity_of(name), name.rpartition("_")[2]
+        row(f"{q.words} {kind.upper()} ({q.ascii_unit})", lambda r, n=name: _error(r, n))
     row("trained on (structures)", lambda r: _number(r["training"].get("structures"), "{:,}"))
     row("training time (min)", lambda r: _number(r["training"].get("seconds"), "{:.1f}", 1 / 60))
     row("training (atoms/s)", lambda r: _number(r["training"].get("atoms_per_s"), "{:,.0f}"))
@@ -139,18 +135,16 @@ def comparison_text(comparison: Comparison) -> str:
                 _number(r["speed"][k]["us_per_atom"], "{:,.1f}") if "speed" in r else None
             ),
         )
-    for name, words, unit in (
-        ("forces_rmse", "force", "meV/A"),
-        ("energy_per_atom_rmse", "energy", "meV/atom"),
-    ):
+    for name in ROTATION:
+        q = quantity_of(name)
         row(
-            f"rotation error, {words} ({unit})",
-            lambda r, n=name: _number(r["rotation_error"].get(n), "{:.2g}", 1e3),
+            f"rotation error, {q.words} ({q.ascii_unit})",
+            lambda r, n=name: _number(r["rotation_error"].get(n), "{:.2g}", MILLI),
         )
     row("NVE ratio (4 = conserves)", lambda r: _number(r.get("nve", {}).get("ratio"), "{:.2f}"))
     row(
-        "NVE energy std (meV/atom)",
-        lambda r: _number(r.get("nve", {}).get("energy_std"), "{:.2g}", 1e3),
+        f"NVE energy std ({QUANTITIES['energy_per_atom'].ascii_unit})",
+        lambda r: _number(r.get("nve", {}).get("energy_std"), "{:.2g}", MILLI),
     )
     first = max(len(words) for words, _ in table)
     widths = [max(len(cells[k]) for _, cells in table) for k in range(len(runs))]
@@ -307,12 +301,12 @@ def _sizes(runs: Sequence[dict[str, Any]]) -> list[int]:
     return next(([s["atoms"] for s in run["speed"]] for run in runs if "speed" in run), [])
 
 
-def _error(run: dict[str, Any], name: str, factor: float, of: str) -> str | None:
+def _error(run: dict[str, Any], name: str) -> str | None:
     value = run["metrics"].get(name)
     if value is None:
         return None
-    count = run["counts"].get(of)
-    return f"{factor * value:.2f}" + (f" ({count:,})" if count is not None else "")
+    count = run["counts"].get(quantity_of(name).name)
+    return f"{MILLI * value:.2f}" + (f" ({count:,})" if count is not None else "")
 
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str | None:

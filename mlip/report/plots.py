@@ -13,20 +13,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from mlip.evaluate import Evaluation
+from mlip.quantities import MILLI, QUANTITIES
 
 INK, TRAIN, VAL = "#222222", "#9aa5b1", "#1f5fa8"
 # Okabe and Ito's, without yellow: told apart by the colour-blind
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
 CURVES = (
     ("loss", "loss", 1.0),
-    ("energy_per_atom_mae", "energy MAE (meV/atom)", 1e3),
-    ("forces_mae", "force MAE (meV/Å)", 1e3),
-    ("stress_mae", "stress MAE (meV/Å³)", 1e3),
+    *(
+        (f"{q.name}_mae", f"{q.words} MAE ({q.shown_unit})", MILLI)
+        for q in QUANTITIES.values()
+        if q.name != "energy"  # per atom says more
+    ),
 )
-PARITY = {
-    "energy": ("energy per atom", "eV/atom", "meV/atom", 1e3),
-    "forces": ("force components", "eV/Å", "meV/Å", 1e3),
-    "stress": ("stress components", "eV/Å³", "meV/Å³", 1e3),
+PARITY = {  # what the pairs of values that an evaluation keeps are
+    "energy": QUANTITIES["energy_per_atom"],
+    "forces": QUANTITIES["forces"],
+    "stress": QUANTITIES["stress"],
 }
 
 
@@ -74,7 +77,7 @@ def parity(evaluation: Evaluation, out: Path) -> None:
     FigureCanvasAgg(figure)
     for k, name in enumerate(names):
         true, predicted = pairs[name]
-        title, unit, _, _ = PARITY[name]
+        quantity = PARITY[name]
         axis = figure.add_subplot(1, len(names), k + 1)
         low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
         pad = 0.04 * (high - low) or 1.0
@@ -88,9 +91,9 @@ def parity(evaluation: Evaluation, out: Path) -> None:
             axis.plot(true, predicted, "o", ms=3, mew=0, alpha=0.6, color=VAL)
         axis.plot(limits, limits, color=INK, lw=0.8, zorder=0)
         axis.set(xlim=limits, ylim=limits, aspect="equal")
-        axis.set_xlabel(f"reference ({unit})")
-        axis.set_ylabel(f"predicted ({unit})")
-        axis.set_title(title, fontsize=10, color=INK, loc="left")
+        axis.set_xlabel(f"reference ({quantity.unit})")
+        axis.set_ylabel(f"predicted ({quantity.unit})")
+        axis.set_title(quantity.words, fontsize=10, color=INK, loc="left")
         text = _parity_text(evaluation, name)
         axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=INK)
         _clean(axis)
@@ -116,19 +119,20 @@ def comparison_figure(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
             x, y = [s["atoms"] for s in sizes], [s["us_per_atom"] for s in sizes]
             speed.plot(x, y, "o-", ms=4, lw=1.4, color=colour, label=name)
         if sizes and error is not None:
-            accuracy.plot(sizes[-1]["us_per_atom"], 1e3 * error, "o", color=colour)
+            accuracy.plot(sizes[-1]["us_per_atom"], MILLI * error, "o", color=colour)
             accuracy.annotate(
-                run["label"], (sizes[-1]["us_per_atom"], 1e3 * error), fontsize=9, color=INK,
+                run["label"], (sizes[-1]["us_per_atom"], MILLI * error), fontsize=9, color=INK,
                 xytext=(5, 4), textcoords="offset points",
             )  # fmt: skip
         turned = run["rotation_error"].get("forces_rmse")
         if turned:
-            rotation.plot([k], [1e3 * turned], "o", color=colour)
+            rotation.plot([k], [MILLI * turned], "o", color=colour)
     accuracy.set_xlabel("µs per atom and step, largest size")
-    accuracy.set_title("force MAE (meV/Å)", fontsize=10, color=INK, loc="left")
+    unit = QUANTITIES["forces"].shown_unit
+    accuracy.set_title(f"force MAE ({unit})", fontsize=10, color=INK, loc="left")
     speed.set_xlabel("atoms")
     speed.set_title("µs per atom and step", fontsize=10, color=INK, loc="left")
-    rotation.set_title("force change on rotation (meV/Å)", fontsize=10, color=INK, loc="left")
+    rotation.set_title(f"force change on rotation ({unit})", fontsize=10, color=INK, loc="left")
     for axis, scales in ((accuracy, "xy"), (speed, "xy"), (rotation, "y")):
         if not axis.has_data():
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color=INK)
@@ -151,14 +155,13 @@ def comparison_figure(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
 
 def _parity_text(evaluation: Evaluation, name: str) -> str:
     """Return the errors of all values, and how many there are and are drawn."""
-    _, _, small, factor = PARITY[name]
-    key = "energy_per_atom" if name == "energy" else name  # energies are drawn per atom
+    q = PARITY[name]
     lines = [
-        f"{kind.upper()} {_short(factor * evaluation.metrics[f'{key}_{kind}'])} {small}"
+        f"{kind.upper()} {_short(MILLI * evaluation.metrics[f'{q.name}_{kind}'])} {q.shown_unit}"
         for kind in ("mae", "rmse")
-        if f"{key}_{kind}" in evaluation.metrics
+        if f"{q.name}_{kind}" in evaluation.metrics
     ]
-    drawn, count = len(evaluation.pairs[name][0]), evaluation.counts[key]
+    drawn, count = len(evaluation.pairs[name][0]), evaluation.counts[q.name]
     lines.append(f"{count:,} values" + (f", {drawn:,} of them drawn" if drawn < count else ""))
     return "\n".join(lines)
 

@@ -11,22 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mlip.evaluate import Evaluation
+from mlip.quantities import MILLI, QUANTITIES
 from mlip.report.html import render_html
 from mlip.report.plots import learning_curves, parity
 
-# metric, words, unit, factor, the label that it is an error of
-ROWS = (
-    ("energy_mae", "energy MAE", "meV", 1e3, "energy"),
-    ("energy_rmse", "energy RMSE", "meV", 1e3, "energy"),
-    ("energy_per_atom_mae", "energy MAE per atom", "meV/atom", 1e3, "energy"),
-    ("energy_per_atom_rmse", "energy RMSE per atom", "meV/atom", 1e3, "energy"),
-    ("forces_mae", "force MAE", "meV/Å", 1e3, "forces"),
-    ("forces_rmse", "force RMSE", "meV/Å", 1e3, "forces"),
-    ("forces_cos", "force cosine", "", 1.0, "forces"),
-    ("forces_slope", "force slope", "", 1.0, "forces"),
-    ("stress_mae", "stress MAE", "meV/Å³", 1e3, "stress"),
-    ("stress_rmse", "stress RMSE", "meV/Å³", 1e3, "stress"),
-)
+DIRECTIONS = (("cos", "cosine"), ("slope", "slope"))  # of forces
 GOOD_SLOPES = (0.95, 1.05)
 
 
@@ -93,8 +82,14 @@ def _table(parts: Mapping[str, Evaluation]) -> tuple[list[str], list[list[str]]]
     header = ["error", "unit"]
     for name in parts:
         header += [name, "numbers"]
+    shown = [  # metric, words, unit, factor, the label that it is an error of
+        (f"{q.name}_{kind}", f"{q.words} {kind.upper()}", q.shown_unit, MILLI, q.name)
+        for q in QUANTITIES.values()
+        for kind in ("mae", "rmse")
+    ]
+    shown += [(f"forces_{k}", f"force {word}", "", 1.0, "forces") for k, word in DIRECTIONS]
     rows = []
-    for key, label, unit, factor, of in ROWS:
+    for key, label, unit, factor, of in shown:
         if any(key in e.metrics for e in parts.values()):
             row = [label, unit]
             for e in parts.values():

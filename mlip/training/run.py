@@ -27,6 +27,7 @@ from mlip.graph import AtomGraph
 from mlip.models.potential import Potential, Prediction
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.potential_file import add_metadata, save_potential
+from mlip.quantities import MILLI, QUANTITIES
 from mlip.report.run_report import write_report
 from mlip.symmetry import randomly_turned, symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
@@ -391,12 +392,11 @@ def _accelerator(setting: str) -> str:
 
 
 def _in_milli(metrics: Mapping[str, float]) -> str:
-    units = {"energy": "meV", "energy_per_atom": "meV/atom", "forces": "meV/A", "stress": "meV/A^3"}
     return ", ".join(
-        f"{name} MAE {1e3 * metrics[f'{name}_mae']:.2f} RMSE {1e3 * metrics[f'{name}_rmse']:.2f} "
-        f"{unit}"
-        for name, unit in units.items()
-        if f"{name}_mae" in metrics
+        f"{q.words} MAE {MILLI * metrics[f'{q.name}_mae']:.2f} "
+        f"RMSE {MILLI * metrics[f'{q.name}_rmse']:.2f} {q.ascii_unit}"
+        for q in QUANTITIES.values()
+        if f"{q.name}_mae" in metrics
     )
 
 
