@@ -1,7 +1,15 @@
-"""Time models on crystals and a molecule: one calculator call, and one training step.
+"""Time models on one thread: calls and training steps, edge blocks, objectives.
 
-Process CPU time of one thread, minimum of several calls.
-Run: python scripts/benchmark.py [--json FILE]
+Three measurements; what they print is in data/results/ beside the command that gave it:
+
+- models (the default): one calculator call and one training step on crystals and a molecule;
+- edge-blocks: energy and forces of Facet-S with its edges in blocks of several sizes. Blocks of one
+  edge are the plain way: a message (2l+1, C) for every edge, scattered to its centre;
+- objectives: one training step (loss and gradients, no optimiser) of each objective on molecules.
+
+Process CPU time of one thread, so that other processes on the machine count for little. What is
+compared is run in turns; the first turn is not counted.
+Run: python scripts/benchmark.py [--measure edge-blocks] [--json FILE]
 """
 
 from __future__ import annotations
@@ -10,9 +18,15 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,15 +34,28 @@ import ase
 import numpy as np
 import torch
 from ase.build import bulk, molecule
+from torch import nn
 
 from mlip.calculator import MLIPCalculator
-from mlip.graph import AtomGraph
-from mlip.models.registry import PotentialSpec, build_potential
+from mlip.data.readers import read_structures
+from mlip.graph import AtomGraph, collate
+from mlip.models.potential import Potential
+from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.training.config import load_config
+from mlip.training.loss import HuberLoss
+from mlip.training.objectives import OBJECTIVES, make_objective
+
+MOLECULES = Path(__file__).parents[1] / "data" / "omol-mini"
+EVERY = 5  # of its molecules
+BLOCKS = (1, 8, 16, 32)
+CUTOFFS = (5.0, 6.665)  # Å; 28 and 60 neighbours in silicon
+
+Row = dict[str, Any]
+Calls = Mapping[str, Callable[[], object]]
 
 
 def structures() -> dict[str, ase.Atoms]:
-    """Silicon of three sizes, a perovskite-like oxide and a molecule."""
+    """Silicon of three sizes, rock salt and a molecule."""
     cubic = bulk("Si", "diamond", a=5.43, cubic=True)
     out = {
         "si8": cubic,
@@ -42,68 +69,160 @@ def structures() -> dict[str, ase.Atoms]:
     return out
 
 
+def untrained(
+    model: str, species: set[int], neighbours: float = 30.0, *, periodic: bool = True, **own: Any
+) -> Potential:
+    """Return a potential with fresh weights: a choice of conf/model for `species`."""
+    options = dict(load_config([f"model={model}"])["model"]) | own
+    options.pop("prior")
+    name = options.pop("name")
+    options = resolve_options(name, options, periodic=periodic)
+    known = tuple(sorted(species))
+    torch.manual_seed(0)
+    return build_potential(
+        PotentialSpec(name, options, known, (dict.fromkeys(known, 0.0),), neighbours)
+    )
+
+
+def milliseconds(calls: Calls, turns: int) -> Iterator[list]:
+    """Yield after a turn of nothing but warming up, `turns` times, the CPU time of each call."""
+    for turn in range(turns + 1):
+        times = []
+        for call in calls.values():
+            start = time.process_time()
+            call()
+            times.append(1e3 * (time.process_time() - start))
+        if turn:
+            yield times
+
+
+def medians(calls: Calls, turns: int) -> dict[str, float]:
+    """Return the median CPU time of each call, ms."""
+    columns = zip(*milliseconds(calls, turns), strict=True)
+    return dict(zip(calls, map(median, columns), strict=True))
+
+
 def fastest(call: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of CPU time, minimum over `repeats` calls."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(time.process_time() - start)
-    return 1e3 * min(times)
+    """Return the shortest CPU time of a call, ms."""
+    return min(times[0] for times in milliseconds({"": call}, repeats))
 
 
-def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--models", nargs="+", default=["facet-xs", "facet-s"])
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for name in args.models:
-        options = dict(load_config([f"model={name}"])["model"])
-        options.pop("prior")
+def measure_models(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time one calculator call and one training step."""
+    for name in models:
         for label, atoms in structures().items():
-            species = tuple(sorted({int(z) for z in atoms.numbers}))
-            spec = PotentialSpec(
-                options["name"],
-                {k: v for k, v in options.items() if k != "name"},
-                species,
-                (dict.fromkeys(species, 0.0),),
-                avg_num_neighbors=30.0,
-            )
-            potential = build_potential(spec)
+            potential = untrained(name, set(atoms.numbers.tolist()))
             graph = AtomGraph.from_atoms(atoms, potential.cutoff)
 
-            def step(potential=potential, graph=graph) -> None:  # noqa: ANN001
+            def step(potential: Potential = potential, graph: AtomGraph = graph) -> None:
                 out = potential(graph)
                 (out.forces.square().mean() + out.energy.square().mean()).backward()
 
-            training = fastest(step, args.repeats)
-            calculator = MLIPCalculator(potential, device="cpu")
+            training = fastest(step, repeats)
             moved = atoms.copy()
-            moved.calc = calculator
+            moved.calc = MLIPCalculator(potential, device="cpu")
 
-            def call(moved=moved) -> None:  # noqa: ANN001
+            def call(moved: ase.Atoms = moved) -> None:
                 moved.positions += np.float64(1e-9)
                 moved.get_forces()
 
-            row = {
+            yield {
                 "model": name,
                 "structure": label,
                 "atoms": len(atoms),
                 "edges": graph.edge_index.shape[1],
-                "calculator_ms": round(fastest(call, args.repeats), 2),
+                "calculator_ms": round(fastest(call, repeats), 2),
                 "training_step_ms": round(training, 2),
             }
-            rows.append(row)
-            print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time energy and forces with edges in blocks of `BLOCKS`; all must agree."""
+    atoms = structures()["si64"]
+    for name in models:
+        for cutoff in CUTOFFS:
+            potential = untrained(name, {14}, cutoff=cutoff).freeze()
+            graph = AtomGraph.from_atoms(atoms, cutoff)
+
+            def forces(
+                block: int, potential: Potential = potential, graph: AtomGraph = graph
+            ) -> torch.Tensor:
+                with patch("mlip.models.edge_blocks.BLOCK", block), torch.no_grad():
+                    return potential(graph).forces
+
+            calls = {str(block): lambda block=block: forces(block) for block in BLOCKS}
+            for call in calls.values():  # single precision
+                torch.testing.assert_close(call(), forces(1), rtol=1e-4, atol=1e-5)
+            times = medians(calls, repeats)
+            for block, value in times.items():
+                yield {
+                    "model": name,
+                    "structure": "si64",
+                    "neighbours": round(graph.edge_index.shape[1] / len(atoms), 1),
+                    "block": int(block),
+                    "forces_ms": round(value, 2),
+                    "faster_than_scatter": round(times["1"] / value, 2),
+                }
+
+
+def measure_objectives(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time a training step of each objective on a batch of molecules."""
+    frames = list(islice(read_structures(MOLECULES), 0, None, EVERY))
+    species = {int(z) for atoms in frames for z in atoms.numbers}
+    loss = HuberLoss(1.0, 3.0, 0.0, delta=0.5, force_scale=1.0)
+    for name in models:
+        potential = untrained(name, species, periodic=False)
+        graph = collate([AtomGraph.from_atoms(atoms, potential.cutoff) for atoms in frames])
+
+        calls = {}
+        for objective in OBJECTIVES:
+            options = load_config([f"objective={objective}"])["objective"]
+            taught = make_objective(options, potential, loss)
+            calls[objective] = partial(_step, taught, potential, graph, loss)
+        times = medians(calls, repeats)
+        for objective, value in times.items():
+            yield {
+                "model": name,
+                "structures": len(frames),
+                "atoms": len(graph.atomic_numbers),
+                "edges": graph.edge_index.shape[1],
+                "objective": objective,
+                "step_ms": round(value, 1),
+                "relative_to_standard": round(value / times["standard"], 3),
+            }
+
+
+def _step(taught: nn.Module, potential: Potential, graph: AtomGraph, loss: HuberLoss) -> None:
+    taught(potential, graph, loss, 1.0).loss.backward()
+
+
+MEASURES = {  # with the models that are measured unless others are asked for
+    "models": (measure_models, ["facet-xs", "facet-s"]),
+    "edge-blocks": (measure_edge_blocks, ["facet-s"]),
+    "objectives": (measure_objectives, ["transip-tiny", "transip-s", "facet-s"]),
+}
+
+
+def main() -> None:
+    """Print a table, and write it with the command if asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", choices=MEASURES, default="models")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="+", help="choices of conf/model")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    measure, models = MEASURES[args.measure]
+    rows = []
+    for row in measure(args.models or models, args.repeats):
+        rows.append(row)
+        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     if args.json:
+        given = [word for word in sys.argv[1:] if word not in ("--json", str(args.json))]
         about = {
-            "command": f"python scripts/benchmark.py --models {' '.join(args.models)} "
-            f"--repeats {args.repeats} --json FILE",
+            "command": " ".join(["python scripts/benchmark.py", *given, "--json FILE"]),
             "torch": torch.__version__,
             "machine": platform.machine(),
             "threads": 1,

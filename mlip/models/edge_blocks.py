@@ -2,8 +2,9 @@
 
 A message is a product of a neighbour's features, a radial weight and a coupling with the spherical
 harmonics of the edge. Written out it is (E, 2l+1, C) and has to be scattered to the centres; in
-blocks of `BLOCK` edges of one centre the sum over edges is part of a matrix product. For Facet that
-is 2.7 times faster for 28 neighbours and 5 times for 60 (one thread, forward and forces).
+blocks of `BLOCK` edges of one centre the sum over edges is part of a matrix product. For Facet-S
+that is 2.3 times faster for 28 neighbours and 2.6 times for 60 than blocks of one edge, which are
+the plain scatter (one thread, energy and forces; data/results/edge-blocks.json).
 
 Letters: N atoms, E edges, T blocks, K basis functions; degree l has 2l+1 components.
 """

@@ -1,0 +1,41 @@
+"""scripts/benchmark.py: what it measures is what it says, on the smallest models."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+
+
+def rows(monkeypatch, folder: Path, measure: str, model: str) -> tuple[dict, list[dict]]:
+    out = folder / "out.json"
+    options = ["--measure", measure, "--models", model, "--repeats", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    runpy.run_path(str(SCRIPT))["main"]()
+    document = json.loads(out.read_text())
+    return document["about"], document["rows"]
+
+
+def test_edge_blocks_are_compared_with_blocks_of_one_edge(monkeypatch, tmp_path):
+    about, found = rows(monkeypatch, tmp_path, "edge-blocks", "facet-xs")
+    assert about["command"] == (
+        "python scripts/benchmark.py --measure edge-blocks --models facet-xs --repeats 1 "
+        "--json FILE"
+    )
+    assert [row["block"] for row in found] == [1, 8, 16, 32] * 2
+    assert [round(row["neighbours"]) for row in found] == [28] * 4 + [60] * 4
+    for row in found:
+        scatter = next(r for r in found if r["neighbours"] == row["neighbours"])
+        ratio = scatter["forces_ms"] / row["forces_ms"]
+        assert row["faster_than_scatter"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_every_objective_takes_a_step(monkeypatch, tmp_path):
+    _, found = rows(monkeypatch, tmp_path, "objectives", "transip-tiny")
+    assert [row["objective"] for row in found] == ["standard", "augmented", "latent_equivariance"]
+    assert all(row["step_ms"] > 1 for row in found)
