@@ -49,6 +49,7 @@ class MLIPCalculator(Calculator):
         potential: str | Path | Potential | Sequence[str | Path | Potential] | None = None,
         *,
         checkpoint: str | Path | Sequence[str | Path] | None = None,
+        head: str | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
         rotations: int = 1,
@@ -60,6 +61,7 @@ class MLIPCalculator(Calculator):
         Args:
             potential: a potential file, a loaded `Potential`, or a list of either (a committee).
             checkpoint: another name for `potential`, used by workflow packages.
+            head: which level of theory, for a potential that knows several.
             device: "auto", "cpu", "cuda", ...
             dtype: "float64" for phonons and tight relaxations; None keeps the trained one.
             rotations: order K of the group to average over: 1 (off), 12 (tetrahedral), 24
@@ -68,13 +70,14 @@ class MLIPCalculator(Calculator):
             **unknown: refused.
 
         Raises:
-            ConfigError: an unknown keyword, no potential, or no group of that order.
+            ConfigError: an unknown keyword, no potential, no such head, none chosen of several, or
+                no group of that order.
         """
         super().__init__()
         if unknown:
             raise ConfigError(
                 f"MLIPCalculator has no option {', '.join(map(repr, unknown))}; it has potential, "
-                "device, dtype and rotations"
+                "head, device, dtype and rotations"
             )
         if potential is not None and checkpoint is not None:
             raise ConfigError("potential and checkpoint are two names of one option; give one")
@@ -89,13 +92,17 @@ class MLIPCalculator(Calculator):
             load_potential(m, device, dtype) if isinstance(m, str | Path) else self._own(m, dtype)
             for m in members
         ]
-        if len({p.species for p in self.potentials}) > 1:
+        self._heads = [p.head_index(head) for p in self.potentials]
+        known = {p.species_of(k) for p, k in zip(self.potentials, self._heads, strict=True)}
+        if len(known) > 1:
             raise ConfigError("the members of a committee must know the same elements")
+        (self.species,) = known
         self.cutoff = max(p.cutoff for p in self.potentials)
         parameters: dict[str, Any] = self.parameters  # type: ignore[assignment]
         parameters.update(
             potential=[str(m) if isinstance(m, str | Path) else "in memory" for m in members],
             dtype=str(self.potentials[0].dtype).removeprefix("torch."),
+            head=self.head,
             rotations=self.rotations,
             version=self.potentials[0].metadata.get("versions", {}).get("mlip-trainer", "unknown"),
         )
@@ -111,6 +118,11 @@ class MLIPCalculator(Calculator):
     def potential(self) -> Potential:
         """The (first) potential."""
         return self.potentials[0]
+
+    @property
+    def head(self) -> str:
+        """Name of the level of theory that results are of."""
+        return self.potential.head_names[self._heads[0]]
 
     @property
     def conservative(self) -> bool:
@@ -149,13 +161,14 @@ class MLIPCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         if atoms is None:
             raise ConfigError("there is no structure to calculate")
-        check_species(atoms.numbers, self.potential.species)
+        check_species(atoms.numbers, self.species)
         charge, spin = self._state = _charge_spin(atoms)
         bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         bare.info.update(charge=charge, spin=self._spin(charge, spin, atoms))
         arrays = add_edges(structure_arrays(bare), self.cutoff)
         graph = AtomGraph.from_arrays([arrays]).to(self.device)
-        outputs = [self._predict(p, graph) for p in self.potentials]
+        members = zip(self.potentials, self._heads, strict=True)
+        outputs = [self._predict(p, graph.with_head(head)) for p, head in members]
         energies = np.array([o.energy.item() for o in outputs])
         forces = np.stack([o.forces.cpu().numpy() for o in outputs])
         energy = float(energies.mean())

@@ -10,7 +10,7 @@ it (2 s at start-up) unless `to_pyg` is called.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -115,6 +115,10 @@ class AtomGraph:
         """Return the same batch in page-locked memory, for copies to an accelerator."""
         return AtomGraph(*(getattr(self, f.name).pin_memory() for f in fields(self)))
 
+    def with_head(self, head: int) -> AtomGraph:
+        """Return the same batch for one level of theory, by its number in the potential."""
+        return replace(self, head=torch.full_like(self.head, head))
+
     @classmethod
     def from_atoms(cls, atoms: ase.Atoms, cutoff: float) -> AtomGraph:
         """Build the graph of one structure: a batch of one, with the labels it carries.
@@ -214,7 +218,7 @@ def structure_arrays(atoms: ase.Atoms) -> dict[str, np.ndarray]:
         "cell": np.array(atoms.cell.array, dtype=np.float64)[None],
         "pbc": np.array(atoms.pbc, dtype=bool)[None],
     }
-    for name in ("charge", "spin", "head"):
+    for name in ("charge", "spin"):
         if name in atoms.info:
             out[name] = np.array([_integer(atoms.info[name], name)], dtype=np.int64)
     if "weight" in atoms.info:

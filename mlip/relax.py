@@ -60,6 +60,7 @@ class Relaxer:
         optimizer: str = "FIRE",
         relax_cell: bool = True,
         pressure_gpa: float = 0.0,
+        head: str | None = None,
         device: str = "auto",
         dtype: str | None = "float64",
         allow_nonconservative: bool = False,
@@ -73,6 +74,7 @@ class Relaxer:
             optimizer: FIRE, BFGS or LBFGS.
             relax_cell: also relax the cell of 3-D periodic structures.
             pressure_gpa: external pressure, GPa.
+            head: which level of theory, for a potential that knows several.
             device: "auto", "cpu", "cuda", ...
             dtype: float64 by default: tight relaxations stall in float32.
             allow_nonconservative: relax with forces that are not a gradient.
@@ -87,7 +89,7 @@ class Relaxer:
         if isinstance(potential, MLIPCalculator):
             self.calculator = potential
         else:
-            self.calculator = MLIPCalculator(potential, device=device, dtype=dtype)
+            self.calculator = MLIPCalculator(potential, head=head, device=device, dtype=dtype)
         if not self.calculator.conservative and not allow_nonconservative:
             raise ConfigError(
                 "this potential predicts forces that are not the gradient of its energy; pass "

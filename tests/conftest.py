@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -215,7 +215,7 @@ def _built(name: str) -> Potential:
 
 def _last_head(potential: Potential, inputs: tuple[AtomGraph]) -> tuple[AtomGraph]:
     (graph,) = inputs
-    return (replace(graph, head=torch.full_like(graph.head, len(potential.e0) - 1)),)
+    return (graph.with_head(len(potential.e0) - 1),)
 
 
 def _small(potential: Potential) -> ase.Atoms:

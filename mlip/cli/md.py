@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frame", type=int, default=0, help="which structure of IN; -1 the last")
     parser.add_argument("--force", action="store_true", help="overwrite --output")
+    parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.set_defaults(run=run)
@@ -56,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     for path in (Path(args.output), Path(args.output).with_suffix(".csv")):
         if path.exists() and not args.force:
             raise ConfigError(f"{path} exists; give another --output or --force")
-    calculator = MLIPCalculator(args.potential, device=args.device, dtype=args.dtype)
-    atoms = read_frame(args.input, calculator.potential.species, args.frame).repeat(args.repeat)
+    calculator = MLIPCalculator(
+        args.potential, head=args.head, device=args.device, dtype=args.dtype
+    )
+    atoms = read_frame(args.input, calculator.species, args.frame).repeat(args.repeat)
     console = Console(file=sys.stderr)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{args.ensemble}, {len(atoms)} atoms", total=args.steps)

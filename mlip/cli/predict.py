@@ -25,6 +25,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT.extxyz")
     parser.add_argument("--format", default="auto")
     parser.add_argument("--max-atoms", type=int, default=512, help="atoms per batch")
+    parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -50,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not args.force:
         raise ConfigError(f"{out} exists; give another name or --force")
     potential = load_potential(args.potential, args.device, args.dtype)
-    structures = read_known(args.input, potential.species, args.format, keep_info=True)
+    known = potential.species_of(potential.head_index(args.head))
+    structures = read_known(args.input, known, args.format, keep_info=True)
     count = 0
     with atomic_write(out) as temporary, temporary.open("w") as handle:
-        for atoms_list, graph in batches_of(structures, potential, args.max_atoms):
+        batches = batches_of(structures, potential, args.max_atoms, args.head)
+        for atoms_list, graph in batches:
             with torch.no_grad():
                 prediction = potential(graph.to(potential.device))
             forces = prediction.forces.cpu().split(graph.num_atoms.tolist())

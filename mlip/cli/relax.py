@@ -32,6 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--optimizer", default="FIRE", choices=["FIRE", "BFGS", "LBFGS"])
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--frame", type=int, default=0, help="which structure of IN; -1 the last")
+    parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     parser.set_defaults(run=run)
@@ -61,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
         optimizer=args.optimizer,
         relax_cell=not args.no_cell,
         pressure_gpa=args.pressure,
+        head=args.head,
         device=args.device,
         dtype=args.dtype,
     )
-    start = read_frame(source, relaxer.calculator.potential.species, args.frame)
+    start = read_frame(source, relaxer.calculator.species, args.frame)
     result = relaxer.relax(start)
     final = result.final_structure
     with atomic_write(out) as temporary:

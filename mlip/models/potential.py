@@ -147,7 +147,8 @@ class Potential(nn.Module):
         names = ", ".join(self.head_names)
         if name is None and len(self.head_names) > 1:
             raise ConfigError(
-                f"this potential knows several levels of theory: choose one with head= ({names})"
+                f"this potential knows several levels of theory; choose one by head=NAME (--head): "
+                f"{names}"
             )
         if name is not None and name not in self.head_names:
             raise ConfigError(f"this potential has no head {name!r}; it has: {names}")

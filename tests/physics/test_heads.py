@@ -33,8 +33,7 @@ def two_heads(request) -> Potential:
 
 
 def graph_of(atoms: ase.Atoms, head: int) -> AtomGraph:
-    graph = AtomGraph.from_atoms(atoms, CUTOFF)
-    return replace(graph, head=torch.full_like(graph.head, head))
+    return AtomGraph.from_atoms(atoms, CUTOFF).with_head(head)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -185,8 +185,8 @@ def test_each_level_of_theory_has_its_own_reference_energies(bulk_atoms):
     potential = build_potential(spec).double()
     energies = []
     for head in (0, 1):
-        bulk_atoms.info["head"] = head
-        energies.append(predict(potential, bulk_atoms).energy.item())
+        graph = AtomGraph.from_atoms(bulk_atoms, potential.cutoff).with_head(head)
+        energies.append(potential(graph).energy.item())
     assert energies[1] - energies[0] == pytest.approx(80.0 + 6.0, abs=1e-9)
 
 

@@ -94,12 +94,13 @@ def test_collating_batches_is_associative(bulk_atoms, molecule_atoms):
         )
 
 
-def test_charge_spin_head_and_weight_come_from_info(bulk_atoms, molecule_atoms):
-    bulk_atoms.info.update(charge=-1, spin=2.0, head=1, weight=0.5)
+def test_charge_spin_and_weight_come_from_info(bulk_atoms, molecule_atoms):
+    bulk_atoms.info.update(charge=-1, spin=2.0, weight=0.5)
     batch = collate([AtomGraph.from_atoms(x, 4.0) for x in (bulk_atoms, molecule_atoms)])
     assert batch.charge.tolist() == [-1, 0]
     assert batch.spin.tolist() == [2, 0], "0 is unknown"
-    assert batch.head.tolist() == [1, 0]
+    assert batch.head.tolist() == [0, 0]
+    assert batch.with_head(1).head.tolist() == [1, 1]
     assert batch.weight.tolist() == [0.5, 1.0]
     assert batch.sample_id.tolist() == batch.source.tolist() == [-1, -1]
 
