@@ -87,56 +87,83 @@ def run_md(
     dynamics = _integrator(
         ensemble, atoms, freedom, temperature, timestep_fs, pressure_gpa, relaxation_fs, rng
     )
-    rows: list[dict[str, float]] = []
-    path = Path(output) if output else None
-    trajectory: Any = Trajectory(str(path), "w", atoms) if path else None
-    table = path.with_suffix(".csv").open("w", newline="") if path else None
-    writer = None
+    hottest = EXPLODED * max(temperature, 30.0)
+    with _Record(atoms, dynamics, freedom, timestep_fs, hottest, output, progress) as record:
+        dynamics.attach(record, interval=log_interval)
+        dynamics.run(steps)
+        if record.rows[-1]["step"] != dynamics.nsteps:
+            record()
+    return MDResult(atoms, record.rows)
 
-    def record() -> None:
-        nonlocal writer
-        kinetic = atoms.get_kinetic_energy()
-        potential = atoms.get_potential_energy()
+
+class _Record:
+    """What is kept of a run, written as it goes: rows, frames and a table; ends an explosion."""
+
+    def __init__(
+        self,
+        atoms: ase.Atoms,
+        dynamics: Any,
+        freedom: int,
+        timestep_fs: float,
+        hottest: float,
+        output: Path | str | None,
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        self.atoms, self.dynamics, self.freedom = atoms, dynamics, freedom
+        self.timestep_fs, self.hottest, self.progress = timestep_fs, hottest, progress
+        self.rows: list[dict[str, float]] = []
+        path = Path(output) if output else None
+        self.trajectory: Any = Trajectory(str(path), "w", atoms) if path else None
+        self.table = path.with_suffix(".csv").open("w", newline="") if path else None
+
+    def __enter__(self) -> _Record:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in (self.trajectory, self.table):
+            if handle is not None:
+                handle.close()
+
+    def __call__(self) -> None:
+        """Keep the present state.
+
+        Raises:
+            DataError: the run exploded.
+        """
+        row = self._row()
+        self.rows.append(row)
+        if self.trajectory is not None:  # a writer without frames is false
+            self.trajectory.write()
+        if self.table is not None:
+            writer = csv.DictWriter(self.table, list(row))
+            if len(self.rows) == 1:
+                writer.writeheader()
+            writer.writerow(row)
+            self.table.flush()
+        if self.progress:
+            self.progress(self.dynamics.nsteps)
+        if not np.isfinite(row["etot_eV"]) or row["temperature_K"] > self.hottest:
+            raise DataError(
+                f"the dynamics exploded at step {self.dynamics.nsteps} "
+                f"({row['temperature_K']:.3g} K): use a smaller --timestep, relax the start, or "
+                "train on such structures; what was written is kept"
+            )
+
+    def _row(self) -> dict[str, float]:
+        kinetic = self.atoms.get_kinetic_energy()
+        potential = self.atoms.get_potential_energy()
         row = {
-            "step": float(dynamics.nsteps),
-            "time_fs": dynamics.nsteps * timestep_fs,
+            "step": float(self.dynamics.nsteps),
+            "time_fs": self.dynamics.nsteps * self.timestep_fs,
             "epot_eV": potential,
             "ekin_eV": kinetic,
             "etot_eV": potential + kinetic,
-            "temperature_K": 2.0 * kinetic / (freedom * units.kB),
+            "temperature_K": 2.0 * kinetic / (self.freedom * units.kB),
         }
-        if atoms.pbc.all():
-            stress = atoms.get_stress(include_ideal_gas=True)
+        if self.atoms.pbc.all():
+            stress = self.atoms.get_stress(include_ideal_gas=True)
             row["pressure_GPa"] = float(-stress[:3].mean() / units.GPa)
-        rows.append(row)
-        if trajectory is not None:  # a writer without frames is false
-            trajectory.write()
-        if table is not None:
-            if writer is None:
-                writer = csv.DictWriter(table, list(row))
-                writer.writeheader()
-            writer.writerow(row)
-            table.flush()
-        if progress:
-            progress(dynamics.nsteps)
-        hot = row["temperature_K"] > EXPLODED * max(temperature, 30.0)
-        if not np.isfinite(row["etot_eV"]) or hot:
-            raise DataError(
-                f"the dynamics exploded at step {dynamics.nsteps} ({row['temperature_K']:.3g} K): "
-                "use a smaller --timestep, relax the start, or train on such structures; what was "
-                "written is kept"
-            )
-
-    dynamics.attach(record, interval=log_interval)
-    try:
-        dynamics.run(steps)
-        if rows[-1]["step"] != dynamics.nsteps:
-            record()
-    finally:
-        for handle in (trajectory, table):
-            if handle is not None:
-                handle.close()
-    return MDResult(atoms, rows)
+        return row
 
 
 def _check_options(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+
 import ase
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.io import read
 from conftest import build
 
 from mlip.calculator import MLIPCalculator
 from mlip.dynamics import run_md
+from mlip.errors import DataError
 from mlip.relax import Relaxer
 
 # CODATA 2018, written out: the library's own constants would confirm themselves
@@ -41,6 +45,34 @@ def test_a_free_atom_flies_at_its_speed():
     assert result.rows[-1]["ekin_eV"] == pytest.approx(1.0)
     # CODATA of different years differ by 1e-8
     np.testing.assert_allclose(result.atoms.positions[0], [20.0 * speed, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [20, 23])
+def test_rows_frames_and_table_are_one_record(tmp_path, steps, molecule_atoms):
+    """Every fifth step and the last one, once, wherever it is looked up."""
+    told: list[int] = []
+    result = run_md(
+        MLIPCalculator(build("lennard_jones")), molecule_atoms, timestep_fs=0.2, steps=steps,
+        log_interval=5, output=tmp_path / "md.traj", progress=told.append,
+    )  # fmt: skip
+    expected = sorted({*range(0, steps + 1, 5), steps})
+    assert told == expected
+    assert [row["step"] for row in result.rows] == expected
+    with (tmp_path / "md.csv").open() as handle:
+        table = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(handle)]
+    assert table == result.rows
+    frames = read(tmp_path / "md.traj", ":")
+    energies = [frame.get_potential_energy() for frame in frames]
+    assert energies == [row["epot_eV"] for row in result.rows]
+
+
+def test_an_explosion_keeps_what_was_written(tmp_path, molecule_atoms):
+    calculator = MLIPCalculator(build("lennard_jones"))
+    with pytest.raises(DataError, match=r"exploded at step 1 .* smaller --timestep"):
+        run_md(calculator, molecule_atoms, timestep_fs=60.0, log_interval=1,
+               output=tmp_path / "md.traj")  # fmt: skip
+    assert len(read(tmp_path / "md.traj", ":")) == 2
+    assert len((tmp_path / "md.csv").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("ensemble", ["nvt", "npt"])
