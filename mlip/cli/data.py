@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from types import ModuleType
 from typing import Any, Final
 
+from mlip.cli import data_check
+
 # Each module offers `add_parser(commands)`, as the commands of `mlip` do: one line adds one.
-COMMANDS: Final[tuple[ModuleType, ...]] = ()
+COMMANDS: Final = (data_check,)
 EPILOG = """examples:
   mlip data check train.extxyz val.extxyz
   mlip data stats my.extxyz

@@ -46,13 +46,14 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     from mlip.cli.frame import read_known
+    from mlip.cli.reading import split_words
     from mlip.errors import DataError
     from mlip.evaluate import batches_of, evaluate_batches
     from mlip.potential_file import load_potential
     from mlip.quantities import MILLI, QUANTITIES
     from mlip.symmetry import randomly_turned
 
-    files, options = _split(args.data)
+    files, options = split_words(args.data)
     options = {"format": args.format, "energy": args.energy, **options}
     named = options.get("keys", {})
     potential = load_potential(args.potential, args.device, args.dtype)
@@ -96,22 +97,3 @@ def run(args: argparse.Namespace) -> int:
         with atomic_write(args.output) as temporary:
             Path(temporary).write_text(json.dumps(result.to_dict(), indent=1))
     return 0
-
-
-def _split(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return the files, and what `data.KEY=VALUE` says of how to read them."""
-    from mlip.errors import ConfigError
-
-    files = [word for word in words if not word.startswith("data.") or "=" not in word]
-    options: dict[str, Any] = {}
-    for word in words:
-        if word in files:
-            continue
-        key, _, value = word.removeprefix("data.").partition("=")
-        if key.startswith("keys."):
-            options.setdefault("keys", {})[key.removeprefix("keys.")] = value
-        else:
-            options[key] = value
-    if not files:
-        raise ConfigError("there is no file to evaluate on")
-    return files, options

@@ -31,15 +31,17 @@ from mlip.data.readers.paths import (
     expand_paths,
     refuse_empty,
 )
-from mlip.errors import ConfigError
+from mlip.errors import ConfigError, DataError
 
 __all__ = [
     "FORMATS",
     "FrameKeys",
+    "Inspected",
     "LabelKeys",
     "ReadOptions",
     "describe_keys",
     "expand_paths",
+    "inspect_frames",
     "read_natoms",
     "read_structures",
 ]
@@ -109,6 +111,35 @@ def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Atoms]
         for index, frame in enumerate(_READERS[kind](file, options)):
             yield canonical(frame, index)
         canonical.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A frame as its file has it, and the structure it means or why it means none."""
+
+    raw: RawFrame
+    meaning: Atoms | DataError
+
+
+def inspect_frames(file: Path, format: str = "auto", **options: Any) -> Iterator[Inspected]:
+    """Read one file as `read_structures` does, but go on past frames that it refuses.
+
+    Raises:
+        DataError: the bytes cannot be followed any further; what is behind stays unread.
+        ConfigError: an option or the format is unknown.
+    """
+    parsed = ReadOptions.parse(options)
+    kind = check_format(format)
+    kind = detect_format(file) if kind == "auto" else kind
+    refuse_empty(file)
+    _check_units(file, kind, parsed)
+    canonical = Canonicalizer(file, _units_left(kind, parsed))
+    for index, frame in enumerate(_READERS[kind](file, parsed)):
+        try:
+            meaning: Atoms | DataError = canonical(frame, index)
+        except DataError as error:
+            meaning = error
+        yield Inspected(frame, meaning)
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:
