@@ -16,9 +16,6 @@ from mlip.graph import AtomGraph
 from mlip.models.pair import LennardJones
 from mlip.models.potential import Potential
 from mlip.training.callbacks import WarmEMA
-from mlip.training.loss import HuberLoss
-from mlip.training.module import Limits, PotentialModule
-from mlip.training.objectives import Standard
 
 
 class Record(L.Callback):
@@ -49,28 +46,24 @@ def dimer(distance: float, row: int = 0) -> AtomGraph:
     return graph
 
 
-def fit(potential: Potential, batches: list[AtomGraph], *callbacks: L.Callback) -> np.ndarray:
-    """Train one epoch and return the weights that are left."""
-    module = PotentialModule(
-        potential,
-        HuberLoss(1.0, 1.0, 0.0, delta=0.5, force_scale=1.0),
-        Standard(),
-        optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
-        scheduler={"warmup": 0.0, "final": 1.0},
-        limits=Limits(1, None, None),
-        steps_per_epoch=len(batches),
-        seed=0,
-    )
-    trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=list(callbacks), gradient_clip_val=10.0,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, DataLoader(batches, batch_size=None))
-    return weights_of(potential)
+@pytest.fixture
+def fit(module_of):
+    """`fit(potential, batches, *callbacks)` trains one epoch and returns the weights left."""
+
+    def fit(potential: Potential, batches: list[AtomGraph], *callbacks: L.Callback) -> np.ndarray:
+        trainer = L.Trainer(
+            max_epochs=1, accelerator="cpu", callbacks=list(callbacks), gradient_clip_val=10.0,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        module = module_of(potential, steps_per_epoch=len(batches))
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        return weights_of(potential)
+
+    return fit
 
 
-def test_averaged_weights_are_the_average():
+def test_averaged_weights_are_the_average(fit):
     """The average begins as the first weights and keeps min(decay, (1 + n)/(10 + n)) of itself."""
     record, decay = Record(), 0.3
     averaged = fit(untrained(), [dimer(1.1 + 0.05 * k) for k in range(8)], WarmEMA(decay), record)
@@ -86,7 +79,7 @@ def test_averaged_weights_are_the_average():
 OVERFLOW = 1e-4  # Å: (σ/r)¹² = 1e48 is beyond single precision
 
 
-def test_a_step_that_is_not_finite_is_skipped():
+def test_a_step_that_is_not_finite_is_skipped(fit):
     """Two atoms nearly on one point: the weights are those of a run that never saw them."""
     good = [dimer(1.1), dimer(1.2)]
     with_bad = fit(untrained(torch.float32), [good[0], dimer(OVERFLOW), good[1]])
@@ -96,7 +89,7 @@ def test_a_step_that_is_not_finite_is_skipped():
     np.testing.assert_array_equal(with_bad, without)
 
 
-def test_three_in_a_row_end_the_run_and_name_the_frames():
+def test_three_in_a_row_end_the_run_and_name_the_frames(fit):
     bad = [dimer(OVERFLOW, row) for row in (5, 6, 7)]
     with pytest.raises(TrainingError, match=r"3 steps in a row .* at frames \[7\]"):
         fit(untrained(torch.float32), bad)

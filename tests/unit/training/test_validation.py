@@ -11,25 +11,14 @@ from conftest import CUTOFF, E0, SPECIES, build
 
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
-from mlip.training.loss import HuberLoss
-from mlip.training.module import SYMMETRY_COLUMNS, Limits, PotentialModule
-from mlip.training.objectives import Standard
+from mlip.training.module import SYMMETRY_COLUMNS
 
 
-def validated(potential: Potential, graph: AtomGraph) -> dict[str, float]:
+def validated(module_of, potential: Potential, graph: AtomGraph) -> dict[str, float]:
     """Errors of one validation pass over one batch whose labels are what the potential predicts."""
     own = potential(graph)
     labelled = replace(graph, energy=own.energy.detach(), forces=own.forces.detach())
-    module = PotentialModule(
-        potential,
-        HuberLoss(1.0, 1.0, 0.0, delta=0.5, force_scale=1.0),
-        Standard(),
-        optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.0},
-        scheduler={"warmup": 0.0, "final": 1.0},
-        limits=Limits(1, None, None),
-        steps_per_epoch=1,
-        seed=0,
-    )
+    module = module_of(potential)
     module.validation_step(labelled, 0)
     first = module.collected("val")
     module._reset("val")
@@ -43,11 +32,11 @@ def graph(molecule_atoms) -> AtomGraph:
     return AtomGraph.from_atoms(molecule_atoms, CUTOFF)
 
 
-def test_orientation_is_no_shortcut(graph):
+def test_orientation_is_no_shortcut(module_of, graph):
     """It knows its data by heart in one orientation; the errors that count are those in others."""
     torch.manual_seed(0)
     potential = Potential(Anisotropic(cutoff=CUTOFF, species=SPECIES), E0).double()
-    errors = validated(potential, graph)
+    errors = validated(module_of, potential, graph)
     assert {f"val/{name}" for name in SYMMETRY_COLUMNS} <= set(errors)
     assert errors["val/frame_forces_mae"] < 1e-12
     assert errors["val/forces_mae"] > 0.01
@@ -56,7 +45,7 @@ def test_orientation_is_no_shortcut(graph):
         assert errors[f"val/{name}"] == pytest.approx(errors[f"val/rotation_{name}"], rel=1e-9)
 
 
-def test_exact_symmetry_needs_no_turning(graph):
-    errors = validated(build("facet"), graph)
+def test_exact_symmetry_needs_no_turning(module_of, graph):
+    errors = validated(module_of, build("facet"), graph)
     assert errors["val/forces_mae"] < 1e-12
     assert not [name for name in errors if "rotation" in name or "frame" in name]
