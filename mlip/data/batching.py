@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mlip.data.plan import Budget, Plan, draw_order, pack, share_evenly
-from mlip.data.store import Store
+from mlip.data.sources import AnyStore
 from mlip.errors import DataError
 from mlip.graph import AtomGraph, add_edges
 from mlip.neighbors import neighbor_list
@@ -26,7 +26,7 @@ __all__ = ["Budget", "GraphLoader", "auto_workers", "collate_indices"]
 log = logging.getLogger("mlip")
 
 
-def collate_indices(store: Store, indices: np.ndarray, cutoff: float) -> AtomGraph:
+def collate_indices(store: AnyStore, indices: np.ndarray, cutoff: float) -> AtomGraph:
     """Build a batch straight from the store."""
     return AtomGraph.from_arrays([add_edges(store.arrays(int(i)), cutoff) for i in indices])
 
@@ -36,7 +36,7 @@ class GraphLoader:
 
     def __init__(
         self,
-        store: Store,
+        store: AnyStore,
         indices: np.ndarray,
         cutoff: float,
         budget: Budget,
@@ -176,7 +176,7 @@ class GraphLoader:
 class _Batches(Dataset[AtomGraph]):
     """One item per batch, so that a worker makes whole batches."""
 
-    def __init__(self, store: Store, cutoff: float) -> None:
+    def __init__(self, store: AnyStore, cutoff: float) -> None:
         self.store, self.cutoff = store, cutoff
 
     def __getitem__(self, index: np.ndarray) -> AtomGraph:
@@ -190,7 +190,7 @@ def _checked(repeats: np.ndarray, n: int) -> np.ndarray:
     return repeats
 
 
-def _count_edges(store: Store, indices: np.ndarray, cutoff: float) -> np.ndarray:
+def _count_edges(store: AnyStore, indices: np.ndarray, cutoff: float) -> np.ndarray:
     out = np.zeros(len(indices), dtype=np.int64)
     for k, i in enumerate(indices):
         s = store.arrays(int(i))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mlip.data.readers import describe_keys
-from mlip.data.store import Store
+from mlip.data.sources import AnyStore
 from mlip.errors import DataError
 
 LABELS = ("energy", "forces", "stress", "magmoms")
@@ -34,7 +34,7 @@ class Coverage:
         return out
 
 
-def coverage(parts: dict[str, tuple[Store, np.ndarray]]) -> Coverage:
+def coverage(parts: Mapping[str, tuple[AnyStore, np.ndarray]]) -> Coverage:
     """Count labels in each part."""
     counts = {}
     for part, (store, indices) in parts.items():
@@ -51,7 +51,7 @@ def coverage(parts: dict[str, tuple[Store, np.ndarray]]) -> Coverage:
 def require_labels(
     found: Coverage,
     labels: Iterable[str],
-    parts: dict[str, tuple[Store, np.ndarray]],
+    parts: Mapping[str, tuple[AnyStore, np.ndarray]],
     format: str = "auto",
 ) -> None:
     """Refuse to train on a label that no structure has.

@@ -5,7 +5,7 @@ Knows neither Hydra nor Lightning, so a script can use it as the trainer does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,31 +14,56 @@ from ase.data import chemical_symbols
 
 from mlip.data.batching import Budget, GraphLoader, auto_workers, collate_indices
 from mlip.data.check import Coverage, coverage, require_labels
+from mlip.data.pools import (
+    Pool,
+    describe_rule,
+    drop_filtered,
+    join,
+    open_pools,
+    rows_by_file,
+)
+from mlip.data.sources import AnyStore, JoinedStore, Source, head_names, parse_sources
 from mlip.data.splits import Splits, make_splits
-from mlip.data.stats import DatasetStats, compute_stats
-from mlip.data.store import Store, open_store
-from mlip.errors import ConfigError, DataError
+from mlip.data.stats import (
+    DatasetStats,
+    ReferenceEnergies,
+    compute_stats,
+    energies_of_atoms,
+    reference_energies,
+)
+from mlip.errors import DataError
 from mlip.graph import AtomGraph
-from mlip.neighbors import neighbor_list
 
 PARTS = ("train", "val", "test")
-READER_OPTIONS = (
-    "energy", "energy_unit", "force_unit", "stress_unit", "stress_sign", "stress_voigt", "group",
-)  # fmt: skip
+Baseline = Callable[[tuple[int, ...]], Callable[[AtomGraph], np.ndarray] | None]
+Chosen = dict[str, list[tuple[Pool, np.ndarray]]]  # part -> pools and the rows of their stores
 
 
 @dataclass
 class PreparedData:
     """Stores and the indices of each part, with what is known about them."""
 
-    parts: dict[str, tuple[Store, np.ndarray]]
+    parts: dict[str, tuple[AnyStore, np.ndarray]]
     stats: DatasetStats
     coverage: Coverage
     splits: Splits
     cutoff: float
     budget: Budget
     num_workers: Any
+    sources: list[Source]
+    chosen: Chosen
+    dropped: list[Pool]  # those of which a filter took something
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the levels of theory."""
+        return head_names(self.sources)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources where there are several: batches say by number which one."""
+        return tuple(s.name for s in self.sources) if len(self.sources) > 1 else ()
 
     def size(self, part: str) -> int:
         """Structures of a part."""
@@ -57,18 +82,21 @@ class PreparedData:
             seed=seed,
             shuffle=part == "train",
             num_workers=auto_workers(self.num_workers, len(indices)),
+            repeats=_repeats(self.sources, store, indices) if part == "train" else None,
         )
 
     def split_record(self) -> dict[str, Any]:
         """Return which frame of which file went where, as plain values."""
+        named = len(self.sources) > 1
         out: dict[str, Any] = {"seed": self.splits.seed}
-        for part, (store, indices) in self.parts.items():
-            rows = store.column("sample_id")[indices]
-            source = store.column("source")[indices]
-            out[part] = {
-                name: rows[source == k].tolist()
-                for k, name in enumerate(store.sources)
-                if (source == k).any()
+        out |= {part: rows_by_file(pieces, named) for part, pieces in self.chosen.items()}
+        if self.dropped:
+            rules = sorted({rule for pool in self.dropped for rule in pool.dropped})
+            out["dropped"] = {
+                rule: rows_by_file(
+                    [(p, p.dropped[rule]) for p in self.dropped if rule in p.dropped], named
+                )
+                for rule in rules
             }
         return out
 
@@ -77,26 +105,59 @@ class PreparedData:
         stats = self.stats
         elements = " ".join(chemical_symbols[z] for z in stats.species)
         lines = [
-            f"Data     {', '.join(self.parts['train'][0].sources)}",
+            *self._source_lines(),
             f"         train {stats.num_structures} structures, {stats.num_atoms} atoms, "
             f"elements {elements}",
             *(f"         {line}" for line in self.coverage.lines()),
-        ]
-        e0 = stats.e0
-        table = "  ".join(f"{chemical_symbols[z]} {e:.3f}" for z, e in e0.table.items())
-        lines += [
-            f"E0       {table} eV",
-            f"         {e0.method}, rank {e0.rank} of {len(e0.table)}; |E - E0| mean "
-            f"{e0.residual_mean:.3f}, max {e0.residual_max:.3f} eV/atom",
+            *self._dropped_lines(),
+            *self._energy_lines(),
             f"Graph    cutoff {self.cutoff:g} A, neighbours mean {stats.avg_num_neighbors:.1f} max "
             f"{stats.max_num_neighbors}; typical |F| {stats.force_scale:.3f} eV/A",
         ]
-        if e0.residual_mean > 10:
+        for head, e0 in stats.references.items():
+            if e0.residual_mean > 10:
+                of = f" of head {head}" if len(self.heads) > 1 else ""
+                lines.append(
+                    f"         WARNING: energies{of} are more than 10 eV/atom from E0: "
+                    "check data.e0"
+                )
+        return lines + [f"Note     {note}" for note in self.notes]
+
+    def _source_lines(self) -> list[str]:
+        if len(self.sources) == 1:
+            return [f"Data     {', '.join(self.parts['train'][0].sources)}"]
+        lines = []
+        for k, source in enumerate(self.sources):
+            own = {part: [x for x in self.chosen[part] if x[0].number == k] for part in PARTS}
+            counts = {part: sum(len(rows) for _, rows in own[part]) for part in PARTS}
+            sizes = ", ".join(f"{part} {count}" for part, count in counts.items() if count)
+            files = [file for pool, _ in own["train"] for file in pool.store.sources]
+            more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
             lines.append(
-                "         WARNING: energies are more than 10 eV/atom from E0: check data.e0"
+                f"{'Data' if k == 0 else '':8} {source.name}: head {source.head}, {sizes}, "
+                f"sampling {source.sampling:g}, weight {source.weight:g}; {files[0]}{more}"
             )
-        lines += [f"Note     {note}" for note in self.notes]
         return lines
+
+    def _energy_lines(self) -> list[str]:
+        lines = []
+        for head, e0 in self.stats.references.items():
+            of = f"{head}: " if len(self.heads) > 1 else ""
+            table = "  ".join(f"{chemical_symbols[z]} {e:.3f}" for z, e in e0.table.items())
+            lines += [
+                f"E0       {of}{table} eV",
+                f"         {e0.method}, rank {e0.rank} of {len(e0.table)}; |E - E0| mean "
+                f"{e0.residual_mean:.3f}, max {e0.residual_max:.3f} eV/atom",
+            ]
+        return lines
+
+    def _dropped_lines(self) -> list[str]:
+        return [
+            f"Dropped  {len(rows)} of {len(pool.store)} structures of {pool.label}: "
+            f"{describe_rule(rule, pool.source.filter)}"
+            for pool in self.dropped
+            for rule, rows in pool.dropped.items()
+        ]
 
 
 def prepare_data(
@@ -105,9 +166,9 @@ def prepare_data(
     cutoff: float,
     seed: int,
     required_labels: Iterable[str] = ("energy", "forces"),
-    baseline: Callable[[tuple[int, ...]], Callable[[AtomGraph], np.ndarray] | None] | None = None,
+    baseline: Baseline | None = None,
 ) -> PreparedData:
-    """Read, split, check and measure.
+    """Read, filter, split, check and measure.
 
     Args:
         options: the `data` group of the configuration.
@@ -119,108 +180,175 @@ def prepare_data(
 
     Raises:
         DataError: a file, a structure, a label or the split cannot be used.
-        ConfigError: `data.train` is missing.
+        ConfigError: `data.train` is missing, or `data.sources` or a filter is not understood.
     """
-    if not options.get("train"):
-        raise ConfigError("data.train is missing: mlip train data.train=FILE")
-    store = _open(options, "train")
-    everything, none = np.arange(len(store)), np.zeros(0, dtype=np.int64)
-    isolated = _isolated_atoms(store, cutoff) if options["e0"] in ("auto", "isolated") else none
-    usable = np.setdiff1d(everything, isolated)
-    if len(usable) == 0:
-        raise DataError(f"{store.sources[0]} has isolated atoms only: nothing to learn")
-    notes = []
-    if len(isolated):
-        notes.append(
-            f"{len(isolated)} neutral one-atom frame(s) of data.train define E0 and are not "
-            "trained on"
-        )
-    elements = [
-        frozenset(store.column("atomic_numbers")[store.atoms_of(int(i))].tolist()) for i in usable
-    ]
-    splits = make_splits(
-        store.column("group")[usable],
-        elements,
-        val_fraction=0.0 if options.get("val") else float(options["val_fraction"]),
-        test_fraction=0.0 if options.get("test") else float(options["test_fraction"]),
-        seed=seed,
-    )
-    parts = {p: (store, usable[getattr(splits, p)]) for p in PARTS}
-    for part in ("val", "test"):
-        if options.get(part):
-            other = _open(options, part)
-            parts[part] = (other, np.arange(len(other)))
-    _refuse_new_elements(parts)
-    found = coverage(parts)
-    require_labels(found, required_labels, parts, options["format"])
-    train = parts["train"][1]
-    energies = None
-    if baseline is not None:
-        species = tuple(int(z) for z in store.compositions(train)[1])
-        energies = _baseline(store, train, cutoff, baseline(species))
+    sources = parse_sources(options)
+    pools = open_pools(sources, cutoff, options.get("cache_dir"))
+    notes = _isolated_notes(pools, len(sources))
+    dropped = drop_filtered(pools)
+    splits = _split(pools, seed)
+    chosen = _choose(pools, splits)
+    _refuse_new_elements(chosen, head_names(sources))
+    parts = {part: join(pieces, len(sources)) for part, pieces in chosen.items()}
+    for number, source in enumerate(sources):
+        own = {
+            part: join([piece for piece in pieces if piece[0].number == number])
+            for part, pieces in chosen.items()
+            if any(piece[0].number == number for piece in pieces)
+        }
+        wanted = [label for label in required_labels if label in source.labels]
+        require_labels(coverage(own), wanted, own, source.format)
+    references = _reference_energies(sources, pools, *parts["train"], cutoff, baseline)
+    store, train = parts["train"]
     stats = compute_stats(
         store,
         train,
         cutoff=cutoff,
-        e0=options["e0"],
-        isolated=isolated,
-        baseline=energies,
-        reading=_reading(options),
-        format=options["format"],
+        references=references,
+        repeats=_repeats(sources, store, train),
+        dropped=dropped,
     )
-    budget = Budget(options["batch_size"], options["max_atoms"], options["max_edges"])
-    notes += splits.notes
-    return PreparedData(parts, stats, found, splits, cutoff, budget, options["num_workers"], notes)
-
-
-def _reading(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the reader."""
-    reader = {k: options[k] for k in READER_OPTIONS if options.get(k) is not None}
-    keys = {k: v for k, v in (options.get("keys") or {}).items() if v not in (None, "auto")}
-    return {**reader, "keys": keys} if keys else reader
-
-
-def _open(options: Mapping[str, Any], part: str) -> Store:
-    return open_store(
-        options[part],
-        format=options["format"],
-        options=_reading(options),
-        cache_dir=options.get("cache_dir"),
+    return PreparedData(
+        parts=parts,
+        stats=stats,
+        coverage=coverage(parts),
+        splits=splits,
+        cutoff=cutoff,
+        budget=Budget(options["batch_size"], options["max_atoms"], options["max_edges"]),
+        num_workers=options["num_workers"],
+        sources=sources,
+        chosen=chosen,
+        dropped=[pool for pool in pools if pool.dropped],
+        notes=notes + splits.notes,
     )
 
 
-def _isolated_atoms(store: Store, cutoff: float) -> np.ndarray:
-    """Return the frames that can define E0: one neutral atom with an energy, no neighbours.
+def _isolated_notes(pools: Sequence[Pool], sources: int) -> list[str]:
+    return [
+        f"{len(pool.isolated)} neutral one-atom frame(s) of "
+        f"{'data.train' if sources == 1 else pool.source.name} define E0 and are not trained on"
+        for pool in pools
+        if len(pool.isolated)
+    ]
 
-    Nothing but E0 can be learned from them; ions and frames without an energy stay where they are.
+
+def _split(pools: Sequence[Pool], seed: int) -> Splits:
+    """Split the structures of all sources at once, so that no material is on both sides.
+
+    The result counts through the rows of the pools that are to be split.
     """
-    out = []
-    usable = np.isfinite(store.column("energy")) & (store.column("charge") == 0)
-    for i in np.flatnonzero((store.num_atoms == 1) & usable):
-        s = store.arrays(int(i))
-        edges, _ = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], cutoff)
-        if edges.shape[1] == 0:
-            out.append(int(i))
-    return np.array(out, dtype=np.int64)
+    pools = [pool for pool in pools if pool.part == "train"]
+    fractions = [(pool.source.val_fraction, pool.source.test_fraction) for pool in pools]
+    elements: list[frozenset[int]] = []
+    if any(val or test for val, test in fractions):
+        seen: dict[frozenset[int], frozenset[int]] = {}  # most sets come often: one object each
+        for pool in pools:
+            numbers = pool.store.column("atomic_numbers")
+            for i in pool.rows:
+                present = numbers[pool.store.atoms_of(int(i))].tolist()
+                # an element must be in the training part of every head that has it
+                coded = frozenset(z + 1000 * pool.head for z in present)
+                elements.append(seen.setdefault(coded, coded))
+    else:
+        elements = [frozenset()] * sum(len(pool.rows) for pool in pools)
+    return make_splits(
+        np.concatenate([pool.store.column("group")[pool.rows] for pool in pools]),
+        elements,
+        val_fraction=[val for val, _ in fractions],
+        test_fraction=[test for _, test in fractions],
+        seed=seed,
+        sources=np.repeat(np.arange(len(pools)), [len(pool.rows) for pool in pools]),
+    )
 
 
-def _refuse_new_elements(parts: dict[str, tuple[Store, np.ndarray]]) -> None:
-    def species(part: str) -> set[int]:
-        store, indices = parts[part]
-        return set(store.compositions(indices)[1].tolist()) if len(indices) else set()
+def _choose(pools: Sequence[Pool], splits: Splits) -> Chosen:
+    """Return the rows of each pool that each part has, in the order of sources."""
+    to_split = [pool for pool in pools if pool.part == "train"]
+    starts = np.concatenate([[0], np.cumsum([len(pool.rows) for pool in to_split])])
+    chosen: Chosen = {}
+    for part in PARTS:
+        indices = getattr(splits, part)
+        pieces = []
+        for k, pool in enumerate(to_split):
+            own = indices[(indices >= starts[k]) & (indices < starts[k + 1])] - starts[k]
+            pieces.append((pool, pool.rows[own]))
+            pieces += [(p, p.rows) for p in pools if p.part == part and p.number == pool.number
+                       and part != "train"]  # fmt: skip
+        filled = [piece for piece in pieces if len(piece[1])]
+        chosen[part] = filled or pieces[:1]
+    return chosen
 
-    known = species("train")
-    for part in ("val", "test"):
-        if new := sorted(species(part) - known):
-            names = ", ".join(chemical_symbols[z] for z in new)
-            raise DataError(
-                f"{part} ({parts[part][0].sources[0]}) has {names}, which no training structure "
-                f"has; add such structures to data.train or remove them from data.{part}"
-            )
+
+def _refuse_new_elements(chosen: Chosen, heads: Sequence[str]) -> None:
+    """Refuse elements of held-out structures that no training structure of their head has."""
+
+    def species(pieces: Sequence[tuple[Pool, np.ndarray]], head: int) -> set[int]:
+        own = [(pool, rows) for pool, rows in pieces if pool.head == head and len(rows)]
+        return {int(z) for pool, rows in own for z in pool.store.compositions(rows)[1]}
+
+    for head, name in enumerate(heads):
+        known = species(chosen["train"], head)
+        for part in ("val", "test"):
+            for pool, rows in chosen[part]:
+                if new := sorted(species([(pool, rows)], head) - known):
+                    names = ", ".join(chemical_symbols[z] for z in new)
+                    of = f" of head {name!r}" if len(heads) > 1 else ""
+                    raise DataError(
+                        f"{part} ({pool.store.sources[0]}) has {names}, which no training structure"
+                        f"{of} has; add such structures to data.train or remove them from "
+                        f"data.{part}"
+                    )
+
+
+def _reference_energies(
+    sources: Sequence[Source],
+    pools: Sequence[Pool],
+    store: AnyStore,
+    train: np.ndarray,
+    cutoff: float,
+    baseline: Baseline | None,
+) -> dict[str, ReferenceEnergies]:
+    """Fit E0 of each head to all of its training structures."""
+    energies = None
+    if baseline is not None:
+        species = tuple(int(z) for z in store.compositions(train)[1])
+        energies = _baseline(store, train, cutoff, baseline(species))
+    names = head_names(sources)
+    number = store.source_of(train) if isinstance(store, JoinedStore) else np.zeros(len(train), int)
+    head_of = np.array([names.index(source.head) for source in sources])[number]
+    out = {}
+    for head, name in enumerate(names):
+        own = head_of == head
+        first = next(source for source in sources if source.head == name)
+        isolated: dict[int, float] = {}
+        for pool in pools:
+            if pool.head == head:
+                for z, energy in energies_of_atoms(pool.store, pool.isolated).items():
+                    isolated[z] = min(energy, isolated.get(z, np.inf))
+        out[name] = reference_energies(
+            store,
+            train[own],
+            first.e0,
+            isolated=isolated,
+            baseline=None if energies is None else energies[own],
+            reading=first.reading,
+            format=first.format,
+        )
+    return out
+
+
+def _repeats(sources: Sequence[Source], store: AnyStore, indices: np.ndarray) -> np.ndarray | None:
+    """Return how often each structure comes in an epoch, or None if each comes once."""
+    if all(source.sampling == 1.0 for source in sources):
+        return None
+    sampling = np.array([source.sampling for source in sources])
+    if isinstance(store, JoinedStore):
+        return sampling[store.source_of(indices)]
+    return np.full(len(indices), sampling[0])
 
 
 def _baseline(
-    store: Store,
+    store: AnyStore,
     indices: np.ndarray,
     cutoff: float,
     energies: Callable[[AtomGraph], np.ndarray] | None,

@@ -25,51 +25,69 @@ def make_splits(
     groups: np.ndarray,
     elements: Sequence[frozenset[int]],
     *,
-    val_fraction: float,
-    test_fraction: float,
+    val_fraction: float | Sequence[float],
+    test_fraction: float | Sequence[float],
     seed: int,
+    sources: np.ndarray | None = None,
 ) -> Splits:
     """Split so that no group is cut and every element occurs in the training part.
 
+    Each source gets its share, and a group that several sources have is in one part for all.
+
     Args:
         groups: (n,) equal numbers stay together (a material, exact duplicates).
-        elements: which elements each structure has.
-        val_fraction: share of structures to validate on, at least one group if above zero.
+        elements: which elements each structure has; what is no element but must also occur in the
+            training part (an element of a certain head) may be coded as another number.
+        val_fraction: share of structures to validate on, at least one group if above zero; one
+            number, or one a source.
         test_fraction: share to test on.
         seed: of the shuffle.
+        sources: (n,) number of each structure's source; default: there is one.
 
     Raises:
         DataError: the fractions leave nothing to train on.
     """
     n = len(groups)
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+    of_source = np.zeros(n, dtype=np.int64) if sources is None else sources
+    count = int(of_source.max(initial=0)) + 1
+    val, test = (np.broadcast_to(f, (count,)) for f in (val_fraction, test_fraction))
+    if not ((val >= 0) & (test >= 0) & (val + test < 1)).all():
         raise DataError(
             f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must be "
             "fractions whose sum is below one"
         )
     notes = []
-    names, member = np.unique(groups, return_inverse=True)
-    wanted = (val_fraction > 0) + (test_fraction > 0)
-    if len(names) <= wanted and n > wanted:
-        notes.append(
-            f"only {len(names)} group(s): split by structure, so parts are not independent"
-        )
-        names, member = np.arange(n), np.arange(n)
-    order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(member, minlength=len(names))
-    part = np.zeros(len(names), dtype=np.int8)  # 0 train, 1 val, 2 test
-    for label, fraction in ((1, val_fraction), (2, test_fraction)):
-        if fraction > 0:
-            _fill(part, label, max(round(fraction * n), 1), order, sizes)
+    member = _groups_to_split(groups, of_source, (val > 0).astype(int) + (test > 0), notes)
+    order = np.random.default_rng(seed).permutation(int(member.max(initial=-1)) + 1)
+    part = np.zeros(len(order), dtype=np.int8)  # 0 train, 1 val, 2 test
+    for label, fractions in ((1, val), (2, test)):
+        for k in np.flatnonzero(fractions > 0):
+            sizes = np.bincount(member[of_source == k], minlength=len(order))
+            target = max(round(float(fractions[k]) * int(sizes.sum())), 1)
+            _fill(part, label, target, order[sizes[order] > 0], sizes)
     _keep_elements_in_train(part, member, elements, order, notes)
-    for label, fraction, name in ((1, val_fraction, "val"), (2, test_fraction, "test")):
-        if fraction > 0 and not (part == label).any():
+    for label, fractions, name in ((1, val, "val"), (2, test, "test")):
+        if (fractions > 0).any() and not (part == label).any():
             notes.append(f"nothing is left for {name}: give data.{name}=FILE to measure errors")
     of_structure = part[member]
-    train, val, test = (np.flatnonzero(of_structure == label) for label in range(3))
+    train, held, tested = (np.flatnonzero(of_structure == label) for label in range(3))
     if len(train) == 0:
         raise DataError(f"{n} structures are too few for a split; give data.val=FILE")
-    return Splits(train, val, test, seed, notes)
+    return Splits(train, held, tested, seed, notes)
+
+
+def _groups_to_split(
+    groups: np.ndarray, of_source: np.ndarray, wanted: np.ndarray, notes: list[str]
+) -> np.ndarray:
+    """Number the groups (n,); a source with too few of them is split by structure."""
+    _, member = np.unique(groups, return_inverse=True)
+    for k, parts in enumerate(wanted):
+        own = of_source == k
+        found = len(np.unique(member[own]))
+        if found <= parts and own.sum() > parts:
+            notes.append(f"only {found} group(s): split by structure, so parts are not independent")
+            member[own] = len(member) + np.arange(own.sum()) + int(member.max())
+    return np.unique(member, return_inverse=True)[1]
 
 
 def _fill(part: np.ndarray, label: int, target: int, order: np.ndarray, sizes: np.ndarray) -> None:
@@ -79,7 +97,7 @@ def _fill(part: np.ndarray, label: int, target: int, order: np.ndarray, sizes: n
     group never becomes the validation set.
     """
     free = [g for g in order if part[g] == 0]
-    filled = 0
+    filled = int(sizes[part == label].sum())  # groups that another source has already given
     for group in free[:-1]:
         if filled < target and filled + sizes[group] / 2 <= target:
             part[group] = label

@@ -16,6 +16,7 @@ import numpy as np
 from ase import units
 from ase.data import atomic_numbers, chemical_symbols
 
+from mlip.data.sources import AnyStore
 from mlip.data.store import Store
 from mlip.errors import ConfigError, DataError
 from mlip.neighbors import neighbor_list
@@ -40,7 +41,7 @@ class DatasetStats:
     """Statistics of a training set."""
 
     species: tuple[int, ...]
-    e0: ReferenceEnergies
+    references: Mapping[str, ReferenceEnergies]  # by head
     force_scale: float  # typical size of force components, eV/Å; see `_force_scale`
     avg_num_neighbors: float
     max_num_neighbors: int
@@ -48,7 +49,12 @@ class DatasetStats:
     spin_range: tuple[int, int]
     num_structures: int
     num_atoms: int
-    notes: tuple[str, ...] = field(default=())
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # pool -> rule
+
+    @property
+    def e0(self) -> ReferenceEnergies:
+        """Reference energies of the (first) head."""
+        return next(iter(self.references.values()))
 
     @property
     def charge_spin(self) -> bool:
@@ -56,20 +62,20 @@ class DatasetStats:
         return self.charge_range != (0, 0) or self.spin_range[1] > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-able values."""
-        return asdict(self)
+        """Return plain JSON-able values; `e0` is by head if there are several."""
+        out = asdict(self)
+        references = out.pop("references")
+        return {**out, "e0": references if len(references) > 1 else next(iter(references.values()))}
 
 
 def compute_stats(
-    store: Store,
+    store: AnyStore,
     train: np.ndarray,
     *,
     cutoff: float,
-    e0: Any,
-    isolated: np.ndarray,
-    baseline: np.ndarray | None = None,
-    reading: Mapping[str, Any] | None = None,
-    format: str = "auto",
+    references: Mapping[str, ReferenceEnergies],
+    repeats: np.ndarray | None = None,
+    dropped: Mapping[str, Mapping[str, int]] | None = None,
 ) -> DatasetStats:
     """Compute the statistics of the structures `train`.
 
@@ -77,8 +83,45 @@ def compute_stats(
         store: where they are.
         train: their indices.
         cutoff: of the model's graph, Å.
+        references: E0 by head.
+        repeats: (len(train),) how often each comes in an epoch; default: once.
+        dropped: how many structures a filter left out, by source and part, and by rule.
+    """
+    species = {z for head in references.values() for z in head.table}
+    sample = train[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]
+    neighbors = np.concatenate([_neighbors(store, int(i), cutoff) for i in sample])
+    charge, spin = store.column("charge")[train], store.column("spin")[train]
+    return DatasetStats(
+        species=tuple(sorted(species)),
+        references=references,
+        force_scale=_force_scale(store, train, repeats),
+        avg_num_neighbors=float(neighbors.mean()),
+        max_num_neighbors=int(neighbors.max()),
+        charge_range=(int(charge.min()), int(charge.max())),
+        spin_range=(int(spin.min()), int(spin.max())),
+        num_structures=len(train),
+        num_atoms=int(store.num_atoms[train].sum()),
+        dropped=dropped or {},
+    )
+
+
+def reference_energies(
+    store: AnyStore,
+    train: np.ndarray,
+    e0: Any,
+    *,
+    isolated: Mapping[int, float] | None = None,
+    baseline: np.ndarray | None = None,
+    reading: Mapping[str, Any] | None = None,
+    format: str = "auto",
+) -> ReferenceEnergies:
+    """Find E0 of one head from its training structures.
+
+    Args:
+        store: where they are.
+        train: their indices.
         e0: the option `data.e0`.
-        isolated: indices of one-atom frames that define E0.
+        isolated: energies of one-atom frames by atomic number, eV.
         baseline: (len(train),) energies of priors, subtracted before E0 is fitted.
         reading: options of the reader for a file of one-atom frames: its keys and units are
             those of the training data.
@@ -86,28 +129,8 @@ def compute_stats(
     """
     counts, species = store.compositions(train)
     energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
-    references = fit_reference_energies(
-        counts,
-        species,
-        energies,
-        e0,
-        _isolated(store, isolated),
-        read_table=partial(_read_table, reading=reading, format=format),
-    )
-    sample = train[np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).astype(int)]
-    neighbors = np.concatenate([_neighbors(store, int(i), cutoff) for i in sample])
-    charge, spin = store.column("charge")[train], store.column("spin")[train]
-    return DatasetStats(
-        species=tuple(int(z) for z in species),
-        e0=references,
-        force_scale=_force_scale(store, train),
-        avg_num_neighbors=float(neighbors.mean()),
-        max_num_neighbors=int(neighbors.max()),
-        charge_range=(int(charge.min()), int(charge.max())),
-        spin_range=(int(spin.min()), int(spin.max())),
-        num_structures=len(train),
-        num_atoms=int(store.num_atoms[train].sum()),
-    )
+    read_table = partial(_read_table, reading=reading, format=format)
+    return fit_reference_energies(counts, species, energies, e0, isolated, read_table)
 
 
 def fit_reference_energies(
@@ -215,7 +238,8 @@ def _prior(
     return np.full(len(species), mean), np.ones(len(species))
 
 
-def _isolated(store: Store, indices: np.ndarray) -> dict[int, float]:
+def energies_of_atoms(store: Store, indices: np.ndarray) -> dict[int, float]:
+    """Return the energy of each element from one-atom frames, eV."""
     out: dict[int, float] = {}
     for i in indices:
         z = int(store.column("atomic_numbers")[store.atoms_of(int(i))][0])
@@ -226,23 +250,24 @@ def _isolated(store: Store, indices: np.ndarray) -> dict[int, float]:
     return out
 
 
-def _force_scale(store: Store, indices: np.ndarray) -> float:
+def _force_scale(store: AnyStore, indices: np.ndarray, repeats: np.ndarray | None = None) -> float:
     """Return sqrt(π/2)·mean |F| over components, eV/Å; 1 if there are no forces.
 
     It is the RMS of normally distributed components. The RMS itself is no measure of relaxation
     trajectories: in 1,000 frames of MPtrj it is 1.27 eV/Å where the median is 0.03, because of a
     few forces of up to 70 eV/Å.
     """
-    total, labels = 0.0, 0
-    for i in indices:
+    total, labels = 0.0, 0.0
+    for k, i in enumerate(indices):
         forces = store.column("forces")[store.atoms_of(int(i))]
         known = forces[np.isfinite(forces)]
-        total += float(np.abs(known).sum())
-        labels += known.size
+        times = 1.0 if repeats is None else float(repeats[k])
+        total += times * float(np.abs(known).sum())
+        labels += times * known.size
     return float(np.sqrt(np.pi / 2) * total / labels) if total > 0 else 1.0
 
 
-def _neighbors(store: Store, index: int, cutoff: float) -> np.ndarray:
+def _neighbors(store: AnyStore, index: int, cutoff: float) -> np.ndarray:
     arrays = store.arrays(index)
     edges, _ = neighbor_list(arrays["positions"], arrays["cell"][0], arrays["pbc"][0], cutoff)
     return np.bincount(edges[1], minlength=len(arrays["positions"]))
