@@ -28,6 +28,7 @@ from mlip.errors import ConfigError
 from mlip.models.edge_blocks import EdgeBlocks
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.harmonics import coupling, even_paths
+from mlip.models.options import check_at_least, check_degrees, check_word
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis, BSplineBasis
 from mlip.models.readout import per_head, read_out
@@ -80,15 +81,16 @@ class Facet(nn.Module):
             ConfigError: an option has no such value.
         """
         super().__init__()
-        if radial not in BASES or grid_act not in ("product", "silu"):
+        check_word("radial", radial, BASES)
+        check_word("grid_act", grid_act, ("product", "silu"))
+        check_degrees(channels)
+        up = max(channels[1:]) if grid_channels is None else grid_channels
+        check_at_least(1, num_layers=num_layers, grid_channels=up)
+        check_at_least(2 if radial == "bspline" else 1, num_basis=num_basis)
+        if grid_act == "silu" and up % GridUpdate.HEADS:
             raise ConfigError(
-                f"radial={radial!r} must be one of {sorted(BASES)} and "
-                f"grid_act={grid_act!r} one of ['product', 'silu']"
-            )
-        if not 2 <= len(channels) <= 5 or num_layers < 1:
-            raise ConfigError(
-                f"channels={list(channels)} must list 2 to 5 degrees and num_layers={num_layers} "
-                "must be at least 1"
+                f"model.grid_channels={up} must be a multiple of {GridUpdate.HEADS} with "
+                "model.grid_act=silu"
             )
         self.cutoff = float(cutoff)
         self.species = tuple(int(z) for z in species)
@@ -101,7 +103,6 @@ class Facet(nn.Module):
         self.embed = AtomEmbedding(self.species, scalars, charge_spin)
         self.basis = BASES[radial](self.cutoff, num_basis)
         norm = float(max(avg_num_neighbors, 1.0)) ** -neighbor_exponent
-        up = grid_channels or max(channels[1:])
         full, only_scalars = tuple(channels), (scalars,)
         self.layers = nn.ModuleList(
             Layer(

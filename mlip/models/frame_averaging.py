@@ -48,6 +48,7 @@ from torch import Tensor, nn
 
 from mlip.errors import ConfigError
 from mlip.graph import mean_of_graphs
+from mlip.models.options import check_word
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import polynomial_envelope
 
@@ -74,8 +75,7 @@ class FrameAveraged(nn.Module):
             ConfigError: no such frames, or the model has that symmetry already.
         """
         super().__init__()
-        if frames not in FRAMES or frames == "none":
-            raise ConfigError(f"model.frames={frames!r} must be one of {', '.join(FRAMES)}")
+        check_word("frames", frames, [name for name in FRAMES if name != "none"])
         has = str(getattr(model, "symmetry", "none"))
         if has == "O(3)" or has == FRAMES[frames]:
             raise ConfigError(

@@ -28,9 +28,9 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name everybody uses
 
-from mlip.errors import ConfigError
 from mlip.models.edge_blocks import EdgeBlocks
 from mlip.models.embedding import AtomEmbedding
+from mlip.models.options import check_at_least, check_degrees, check_word
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 from mlip.models.readout import per_head, read_out
@@ -98,23 +98,19 @@ class NequIP(nn.Module):
             ConfigError: an option has no such value.
         """
         super().__init__()
-        if parity not in PARITIES or self_connection not in SELF_CONNECTIONS:
-            raise ConfigError(
-                f"parity={parity!r} must be one of {list(PARITIES)} and "
-                f"self_connection={self_connection!r} one of {list(SELF_CONNECTIONS)}"
-            )
-        if not 2 <= len(channels) <= 5 or num_layers < 1:
-            raise ConfigError(
-                f"channels={list(channels)} must list 2 to 5 degrees and num_layers={num_layers} "
-                "must be at least 1"
-            )
+        check_word("parity", parity, PARITIES)
+        check_word("self_connection", self_connection, SELF_CONNECTIONS)
+        check_degrees(channels)
         embedding = channels[0] if embedding is None else embedding
-        if min(*channels, *radial_widths, num_basis, embedding) < 1 or envelope_power < 2:
-            raise ConfigError(
-                f"channels={list(channels)}, radial_widths={list(radial_widths)}, "
-                f"num_basis={num_basis} and embedding={embedding} must be at least 1, "
-                f"envelope_power={envelope_power} at least 2"
-            )
+        check_at_least(
+            1,
+            num_layers=num_layers,
+            radial_widths=radial_widths,
+            num_basis=num_basis,
+            embedding=embedding,
+            readout_width=1 if readout_width is None else readout_width,
+        )
+        check_at_least(2, envelope_power=envelope_power)
         self.cutoff = float(cutoff)
         self.species = tuple(int(z) for z in species)
         self.symmetry = "SO(3)" if parity == "none" else "O(3)"

@@ -20,6 +20,7 @@ from torch import nn
 
 from mlip.errors import ConfigError
 from mlip.models.frame_averaging import FRAMES, FrameAveraged
+from mlip.models.options import check_word
 from mlip.models.potential import Potential
 
 ENTRY_POINTS = "mlip.architectures"
@@ -72,8 +73,7 @@ def build_potential(spec: PotentialSpec) -> Potential:
     """
     own = _checked(spec.hyperparameters)
     frames = own.pop("frames", "none")
-    if frames not in FRAMES:
-        raise ConfigError(f"model.frames={frames!r} must be one of {', '.join(FRAMES)}")
+    check_word("frames", frames, FRAMES)
     keywords = {
         **own,
         "species": spec.species,

@@ -37,6 +37,7 @@ from mlip.models.attention import (
     Neighbourhoods,
 )
 from mlip.models.embedding import AtomEmbedding
+from mlip.models.options import check_at_least, check_word
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 from mlip.models.readout import per_head, read_out
@@ -98,17 +99,19 @@ class TransIP(nn.Module):
             ConfigError: an option has no such value.
         """
         super().__init__()
-        for option, value, words in (
-            ("attention", attention, ATTENTIONS),
-            ("forces", forces, FORCES),
-        ):
-            if value not in words:
-                raise ConfigError(f"model.{option}={value!r} must be one of {', '.join(words)}")
-        if min(dim, num_layers, num_heads, ffn_multiple, num_basis) < 1 or dim % (2 * num_heads):
+        check_word("attention", attention, ATTENTIONS)
+        check_word("forces", forces, FORCES)
+        check_at_least(
+            1,
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            ffn_multiple=ffn_multiple,
+            num_basis=num_basis,
+        )
+        if dim % (2 * num_heads):
             raise ConfigError(
-                f"model.dim={dim} must be an even multiple of model.num_heads={num_heads}, and "
-                f"num_layers={num_layers}, ffn_multiple={ffn_multiple}, num_basis={num_basis} at "
-                "least 1"
+                f"model.dim={dim} must be an even multiple of model.num_heads={num_heads}"
             )
         self.cutoff = float(cutoff)
         self.species = tuple(int(z) for z in species)

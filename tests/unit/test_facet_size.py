@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from itertools import product
 
+import pytest
+
+from mlip.errors import ConfigError
 from mlip.models.facet import Facet
 from mlip.models.harmonics import even_paths
 
@@ -70,3 +73,22 @@ def test_ours_differs_by_what_we_say():
     total = species + layers(even) + 2 * grid + scalar_mlp + readout
     assert sum(p.numel() for p in model.parameters()) == total
     assert layers(even) < layers(triangles), "parity leaves fewer paths"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radial": "spline"}, r"model\.radial='spline' must be one of bessel, bspline"),
+        ({"grid_act": "relu"}, r"model\.grid_act='relu' must be one of product, silu"),
+        ({"channels": (8,)}, r"model\.channels=\[8\] must list 2 to 5 numbers"),
+        ({"channels": (8, 0)}, r"model\.channels=\[8, 0\] must be at least 1"),
+        ({"num_layers": 0}, r"model\.num_layers=0 must be at least 1"),
+        ({"num_basis": 0}, r"model\.num_basis=0 must be at least 1"),
+        ({"num_basis": 1, "radial": "bspline"}, r"model\.num_basis=1 must be at least 2"),
+        ({"grid_channels": 0}, r"model\.grid_channels=0 must be at least 1"),
+        ({"grid_channels": 5, "grid_act": "silu"}, r"grid_channels=5 must be a multiple of 2"),
+    ],
+)
+def test_options_without_meaning_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Facet(cutoff=4.0, species=(1, 6), avg_num_neighbors=20.0, **options)

@@ -320,15 +320,19 @@ def test_couplings_are_ours_where_ours_exist():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parity": "odd"}, r"parity='odd' must be one of \['natural', 'full', 'none'\]"),
-        ({"self_connection": "nequip"}, r"self_connection='nequip' one of \['element', 'linear'\]"),
-        ({"channels": (8,)}, "2 to 5 degrees"),
-        ({"channels": (8,) * 6}, "2 to 5 degrees"),
+        ({"parity": "odd"}, r"model\.parity='odd' must be one of natural, full, none"),
+        (
+            {"self_connection": "nequip"},
+            r"model\.self_connection='nequip' must be one of element, linear",
+        ),
+        ({"channels": (8,)}, r"model\.channels=\[8\] must list 2 to 5 numbers"),
+        ({"channels": (8,) * 6}, "must list 2 to 5 numbers"),
         ({"num_layers": 0}, "num_layers=0 must be at least 1"),
-        ({"channels": (8, 0)}, r"channels=\[8, 0\].*at least 1"),
+        ({"channels": (8, 0)}, r"channels=\[8, 0\] must be at least 1"),
         ({"radial_widths": (8, 0)}, r"radial_widths=\[8, 0\]"),
         ({"embedding": 0}, "embedding=0 must be at least 1"),
-        ({"envelope_power": 1}, "envelope_power=1 at least 2"),
+        ({"readout_width": 0}, "readout_width=0 must be at least 1"),
+        ({"envelope_power": 1}, "envelope_power=1 must be at least 2"),
     ],
 )
 def test_options_without_meaning_are_refused(options, message):
