@@ -38,7 +38,7 @@ def coverage(parts: Mapping[str, tuple[AnyStore, np.ndarray]]) -> Coverage:
     """Count labels in each part."""
     counts = {}
     for part, (store, indices) in parts.items():
-        starts = store._start[:-1][indices]
+        starts = store.atom_starts[indices]
         counts[part] = {
             "energy": int(np.isfinite(store.column("energy")[indices]).sum()),
             "stress": int(np.isfinite(store.column("stress")[indices, 0, 0]).sum()),

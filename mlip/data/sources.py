@@ -202,7 +202,7 @@ class JoinedStore:
         self.num_atoms = np.concatenate([piece.store.num_atoms for piece in self.pieces])
         sizes = [len(piece.store) for piece in self.pieces]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of pieces, in structures
-        self._start = np.concatenate([[0], np.cumsum(self.num_atoms)])
+        self.atom_starts = np.concatenate([[0], np.cumsum(self.num_atoms)])
 
     def __len__(self) -> int:
         """Number of structures."""
@@ -218,7 +218,7 @@ class JoinedStore:
         """What is recorded of the content: sizes, and the checksums of each store."""
         return {
             "structures": len(self),
-            "atoms": int(self._start[-1]),
+            "atoms": int(self.atom_starts[-1]),
             "blake2b": {
                 f"{piece.name}:{k}": piece.store.manifest["blake2b"]
                 for k, piece in enumerate(self.pieces)
@@ -237,7 +237,7 @@ class JoinedStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"structure {index} of {len(self)}")
-        return slice(int(self._start[index]), int(self._start[index + 1]))
+        return slice(int(self.atom_starts[index]), int(self.atom_starts[index + 1]))
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Return the SCHEMA fields of a structure, without neighbours."""

@@ -17,11 +17,11 @@ from typing import Any, Final
 from ase import Atoms
 
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
-from mlip.data.readers.canonical import Canonicalizer, RawFrame
+from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
-from mlip.data.readers.mptrj import read_mptrj
+from mlip.data.readers.mptrj import read_mptrj, split_mptrj
 from mlip.data.readers.npz import read_npz
-from mlip.data.readers.omol25 import read_aselmdb, read_natoms
+from mlip.data.readers.omol25 import read_aselmdb, read_natoms, split_aselmdb
 from mlip.data.readers.options import LabelKeys, ReadOptions
 from mlip.data.readers.paths import (
     FORMATS,
@@ -31,19 +31,24 @@ from mlip.data.readers.paths import (
     expand_paths,
     refuse_empty,
 )
+from mlip.data.readers.streams import COMPRESSED
 from mlip.errors import ConfigError, DataError
 
 __all__ = [
     "FORMATS",
+    "Frame",
     "FrameKeys",
     "Inspected",
     "LabelKeys",
+    "Piece",
     "ReadOptions",
     "describe_keys",
     "expand_paths",
     "inspect_frames",
+    "read_frames",
     "read_natoms",
     "read_structures",
+    "split_files",
 ]
 
 Reader = Callable[[Path, ReadOptions], Iterator[RawFrame]]
@@ -59,6 +64,16 @@ _READERS: Final[dict[str, Reader]] = {
     "vasp-out": lambda path, _: read_with_ase(path, "vasp-out"),
     "vasp": lambda path, _: read_with_ase(path, "vasp"),
     "cif": lambda path, _: read_with_ase(path, "cif"),
+}
+Span = tuple[int, int]
+# Formats whose files may be too large for one process: how to cut and to read them.
+_SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span, int]]], int]]] = {
+    "aselmdb": (split_aselmdb, 50_000),  # rows
+    "mptrj": (split_mptrj, 256 * 1024**2),  # bytes
+}
+_PARTS: Final[dict[str, Callable[[Path, Span], Iterator[RawFrame]]]] = {
+    "aselmdb": read_aselmdb,
+    "mptrj": read_mptrj,
 }
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
 _OWN_UNITS: Final[dict[str, tuple[str, str]]] = {
@@ -90,12 +105,8 @@ def read_structures(
         ConfigError: an option or the format is unknown.
     """
     parsed = ReadOptions.parse(options)
-    format = check_format(format)
-    files = expand_paths(path, format)
-    jobs = [(file, detect_format(file) if format == "auto" else format) for file in files]
-    for file, kind in jobs:
-        refuse_empty(file)
-        _check_units(file, kind, parsed)
+    files = expand_paths(path, check_format(format))
+    jobs = [(file, _checked_kind(file, format, parsed)) for file in files]
     if (
         jobs[0][1] == "aselmdb"
         and isinstance(path, (str, os.PathLike))
@@ -103,6 +114,15 @@ def read_structures(
     ):
         read_natoms(files)  # a metadata.npz of other shards is an error
     return _read(jobs, parsed)
+
+
+def _checked_kind(file: Path, format: str, options: ReadOptions) -> str:
+    """Return the format of a file that has content and units that fit it."""
+    format = check_format(format)
+    kind = detect_format(file) if format == "auto" else format
+    refuse_empty(file)
+    _check_units(file, kind, options)
+    return kind
 
 
 def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Atoms]:
@@ -129,10 +149,7 @@ def inspect_frames(file: Path, format: str = "auto", **options: Any) -> Iterator
         ConfigError: an option or the format is unknown.
     """
     parsed = ReadOptions.parse(options)
-    kind = check_format(format)
-    kind = detect_format(file) if kind == "auto" else kind
-    refuse_empty(file)
-    _check_units(file, kind, parsed)
+    kind = _checked_kind(file, format, parsed)
     canonical = Canonicalizer(file, _units_left(kind, parsed))
     for index, frame in enumerate(_READERS[kind](file, parsed)):
         try:
@@ -140,6 +157,66 @@ def inspect_frames(file: Path, format: str = "auto", **options: Any) -> Iterator
         except DataError as error:
             meaning = error
         yield Inspected(frame, meaning)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A file, or a part of one that can be read by itself.
+
+    Attributes:
+        path: the file.
+        kind: its format.
+        size: bytes.
+        span: where the part begins and ends, in the reader's own terms; None is the whole file.
+    """
+
+    path: Path
+    kind: str
+    size: int
+    span: Span | None = None
+
+    def frame(self, index: int) -> str:
+        """Say which frame of the file the frame `index` of this piece is, for messages."""
+        begin = self.span[0] if self.span else 0
+        if begin and self.kind == "mptrj":
+            return f"{self.path}, frame {index} after byte {begin}"
+        return f"{self.path}, frame {begin + index}"
+
+
+def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[Piece]:
+    """Yield files, or parts of large ones that can be read at the same time, in their order.
+
+    Raises:
+        DataError: a file cannot be read.
+        ConfigError: an option or the format is unknown.
+    """
+    parsed = ReadOptions.parse(options)
+    for file in files:
+        kind = _checked_kind(file, format, parsed)
+        if kind in _SPLIT and file.suffix not in COMPRESSED:
+            split, size = _SPLIT[kind]
+            yield from (Piece(file, kind, share, span) for span, share in split(file, size))
+        else:
+            yield Piece(file, kind, file.stat().st_size)
+
+
+def read_frames(piece: Piece, **options: Any) -> Iterator[Frame]:
+    """Read canonical frames as arrays: what `read_structures` gives, several times faster.
+
+    Raises:
+        DataError: a frame is bad.
+        ConfigError: an option is unknown.
+    """
+    parsed = ReadOptions.parse(options)
+    canonical = Canonicalizer(piece.path, _units_left(piece.kind, parsed))
+    if piece.span is None:
+        frames = _READERS[piece.kind](piece.path, parsed)
+    else:
+        frames = _PARTS[piece.kind](piece.path, piece.span)
+    first = piece.span[0] if piece.span and piece.kind == "aselmdb" else 0
+    for index, frame in enumerate(frames, start=first):
+        yield canonical.arrays(frame, index)
+    canonical.finish()
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:

@@ -105,6 +105,29 @@ class RawFrame:
         return self.arrays.get(name) if value is None else value
 
 
+@dataclass(slots=True)
+class Frame:
+    """One canonical frame as arrays: what an `ase.Atoms` would hold, at a tenth of its cost.
+
+    Attributes:
+        numbers: (N,) int64 atomic numbers.
+        positions: (N, 3), Å.
+        cell: (3, 3) lattice vectors as rows, Å.
+        pbc: (3,) which axes repeat.
+        results: those of energy (eV), forces (N, 3) eV/Å, stress (6,) eV/Å³ in ASE's order and
+            sign, and magmoms (N,) that the source has.
+        info: those of charge, spin, group, id, data_id, source, config_type and weights that the
+            source has.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    results: dict[str, Any]
+    info: dict[str, Any]
+
+
 class Canonicalizer:
     """Turns the frames of one file into canonical structures.
 
@@ -140,19 +163,25 @@ class Canonicalizer:
             DataError: the geometry or a label is missing pieces, has a wrong shape, is not finite
                 or contradicts the options.
         """
+        plain = self.arrays(frame, index)
+        atoms = Atoms(
+            numbers=plain.numbers, positions=plain.positions, cell=plain.cell, pbc=plain.pbc
+        )
+        if self.options.keep_info:
+            self._keep(atoms, frame, plain.info, plain.results)
+        else:
+            atoms.info = plain.info
+        if plain.results:
+            atoms.calc = SinglePointCalculator(atoms, **plain.results)
+        return atoms
+
+    def arrays(self, frame: RawFrame, index: int) -> Frame:
+        """Return the canonical form of `frame` as arrays; arguments and errors as of a call."""
         place = f"{self.path}: frame {index}" + (f" ({frame.where})" if frame.where else "")
         self._count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)
-        info = self._info(frame, numbers, place)
-        atoms = Atoms(numbers=numbers, positions=positions, cell=cell, pbc=pbc)
-        if self.options.keep_info:
-            self._keep(atoms, frame, info, results)
-        else:
-            atoms.info = info
-        if results:
-            atoms.calc = SinglePointCalculator(atoms, **results)
-        return atoms
+        return Frame(numbers, positions, cell, pbc, results, self._info(frame, numbers, place))
 
     def finish(self) -> None:
         """Say once what was left out of this file's labels, with counts."""

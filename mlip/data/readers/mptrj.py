@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,22 +84,40 @@ _SCALARS: Final = tuple(
 )
 
 
-def read_mptrj(path: Path) -> Iterator[RawFrame]:
+def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawFrame]:
     """Yield every frame, material by material, in the order of the file.
+
+    Args:
+        path: the file.
+        span: bytes of the materials to read, as `split_mptrj` gives them; default all.
 
     Raises:
         DataError: a record cannot be understood, or a site is disordered.
         CorruptDataError: the file is cut short or damaged.
     """
-    for mp_id, material in _materials(path):
+    for mp_id, material in _materials(path, span):
         for frame_id, frame in material.items():
             yield _raw_frame(path, mp_id, frame_id, frame)
 
 
-def _materials(path: Path) -> Iterator[tuple[str, _Material]]:
+def split_mptrj(path: Path, size: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield spans of whole materials that can be read by themselves, each with its bytes.
+
+    All but the last have `size` bytes or a little more.
+    """
+    begin = 0
+    for offset, _ in islice(_pieces(path), 1, None):
+        if offset - begin >= size:
+            yield (begin, offset), offset - begin
+            begin = offset
+    end = path.stat().st_size
+    yield (begin, end), end - begin
+
+
+def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, _Material]]:
     """Yield (mp_id, decoded material) in turn, holding one material and one chunk."""
     last = ""
-    for offset, piece in _pieces(path):
+    for offset, piece in _pieces(path, span):
         progress = f"byte {offset}, after {f'material {last}' if last else 'no material'}"
         if (head := _KEY.match(piece)) is None:
             raise CorruptDataError(
@@ -118,27 +137,29 @@ def _materials(path: Path) -> Iterator[tuple[str, _Material]]:
         raise DataError(f"{path}: the file holds no material; expected {{mp_id: {{frame_id: ..}}}}")
 
 
-def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, `"mp_id": {...}`) for each material of the file."""
+def _pieces(path: Path, span: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, `"mp_id": {...}`) for each material of the file or of a part of it."""
+    base, end = span or (0, None)  # offset of the buffer in the file
     with open_bytes(path) as stream:
-        buffer = stream.read(CHUNK)
-        opening = re.match(rb"(?:\xef\xbb\xbf)?\s*\{", buffer)
+        if base:
+            stream.seek(base)
+        buffer = stream.read(CHUNK if end is None else min(CHUNK, end - base))
+        opening = re.match(rb"(?:\xef\xbb\xbf)?\s*\{" if base == 0 else rb"", buffer)
         if opening is None:
             raise DataError(
                 f"{path}: does not start with '{{'; expected {{mp_id: {{frame_id: ..}}}}"
             )
         start = opening.end()  # of the current material, in the buffer
-        base = 0  # offset of the buffer in the file
         counted = start  # braces are counted up to here ...
         depth = 0  # ... and this many are open; one inside a string would end in a decoding error
         while True:
             for match in _BOUNDARY.finditer(buffer, max(start, counted - 1)):
-                end = match.start() + 1
-                depth += buffer.count(b"{", counted, end) - buffer.count(b"}", counted, end)
-                counted = end
+                stop = match.start() + 1
+                depth += buffer.count(b"{", counted, stop) - buffer.count(b"}", counted, stop)
+                counted = stop
                 if depth == 0:
-                    yield base + start, buffer[start:end]
-                    start = counted = buffer.index(b",", end) + 1
+                    yield base + start, buffer[start:stop]
+                    start = counted = buffer.index(b",", stop) + 1
             safe = max(counted, len(buffer) - _OVERLAP)
             depth += buffer.count(b"{", counted, safe) - buffer.count(b"}", counted, safe)
             counted = safe
@@ -147,22 +168,29 @@ def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"{path}: byte {base + start}: a material of more than {MAX_MATERIAL} bytes; "
                     "is this MPtrj, {mp_id: {frame_id: ...}}?"
                 )
-            if not (chunk := stream.read(CHUNK)):
+            left = CHUNK if end is None else end - base - len(buffer)
+            if not (chunk := stream.read(min(CHUNK, left))):
                 break
             buffer = buffer[start:] + chunk
             base, counted, start = base + start, counted - start, 0
-    # A file cut within a key has one more complete material, which no boundary follows.
+    cut = end is not None and end < path.stat().st_size
+    yield from _last_pieces(buffer, base, start, b"" if cut else b"}")
+
+
+def _last_pieces(buffer: bytes, base: int, start: int, end: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield what no boundary follows: the last material of a file or part that closes by `end`."""
+    # A file cut within a key has one more complete material; so has a part, which ends in a comma.
     depth, counted, origin = 0, start, start
     for match in re.finditer(rb"\}\s*,", buffer[start:]):
-        end = origin + match.start() + 1
-        depth += buffer.count(b"{", counted, end) - buffer.count(b"}", counted, end)
-        counted = end
+        stop = origin + match.start() + 1
+        depth += buffer.count(b"{", counted, stop) - buffer.count(b"}", counted, stop)
+        counted = stop
         if depth == 0:
-            yield base + start, buffer[start:end]
+            yield base + start, buffer[start:stop]
             start = origin + match.end()
             break
     rest = buffer[start:].strip()
-    if rest != b"}":
+    if rest != end:
         # The closing brace of the whole file goes; a cut file then cannot be decoded.
         yield base + start, rest.removesuffix(b"}")
 

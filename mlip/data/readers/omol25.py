@@ -34,8 +34,15 @@ RATIO_FLOOR: Final = 1024**2  # bytes below which no ratio is suspicious
 _environments: dict[tuple[str, int], tuple[tuple[int, int, int], lmdb.Environment]] = {}
 
 
-def read_aselmdb(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
+def read_aselmdb(
+    path: Path, span: tuple[int, int] | None = None, *, keep_all: bool = False
+) -> Iterator[RawFrame]:
     """Yield the rows of one shard in the order of their ids.
+
+    Args:
+        path: the shard.
+        span: first row and the one after the last, counted from 0; default all.
+        keep_all: see `decode_row`.
 
     Raises:
         DataError: it holds no rows, a pickle, or an entry that cannot be decoded.
@@ -47,7 +54,7 @@ def read_aselmdb(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
             ids = _ids(path, transaction)
             if not ids:
                 raise DataError(f"{path}: the database is empty; expected at least one row")
-            for row_id in ids:
+            for row_id in ids[slice(*(span or (0, None)))]:
                 place = f"{path}: row {row_id}"
                 record = transaction.get(b"%d" % row_id)
                 if record is None:
@@ -57,6 +64,15 @@ def read_aselmdb(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
                 yield decode_row(_load(record, place), place, keep_all=keep_all)
     except lmdb.Error as error:
         raise CorruptDataError(f"{path}: is damaged ({error}); copy it again") from error
+
+
+def split_aselmdb(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield spans of at most `rows` rows, each with its share of the bytes."""
+    total = max(count_rows(path), 1)
+    share = path.stat().st_size / total
+    for begin in range(0, total, rows):
+        end = min(begin + rows, total)
+        yield (begin, end), round(share * (end - begin))
 
 
 def count_rows(path: Path) -> int:

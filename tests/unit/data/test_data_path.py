@@ -74,10 +74,11 @@ def test_store_is_built_once_and_again_when_damaged(file, caplog):
     first = open_store(file)
     stamp = (first.folder / "manifest.json").stat().st_mtime_ns
     assert (open_store(file).folder / "manifest.json").stat().st_mtime_ns == stamp
-    with (first.folder / "energy.bin").open("ab") as handle:
+    (energies,) = first.folder.glob("shards/*/energy.bin")
+    with energies.open("ab") as handle:
         handle.write(b"x")
     again = open_store(file)
-    assert (again.folder / "energy.bin").stat().st_size == 8 * len(again)
+    assert energies.stat().st_size == 8 * len(again)
     write(file, frames(6), format="extxyz")
     assert len(open_store(file)) == 6, "a changed file is read again"
 
@@ -149,7 +150,7 @@ def test_an_empty_validation_set_is_said():
 
 def test_a_flipped_byte_is_noticed(file):
     store = open_store(file)
-    path = store.folder / "energy.bin"
+    (path,) = store.folder.glob("shards/*/energy.bin")
     content = bytearray(path.read_bytes())
     content[5] ^= 0xFF
     path.write_bytes(bytes(content))

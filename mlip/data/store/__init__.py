@@ -1,0 +1,11 @@
+"""The packed store: every structure of a data set in memory-mapped arrays, built once.
+
+Text is parsed once per file version and option set; afterwards a batch is a handful of slices.
+"""
+
+from mlip.data.store.build import build, merge
+from mlip.data.store.cache import open_store
+from mlip.data.store.layout import COLUMNS, VERSION
+from mlip.data.store.reader import Rows, Store
+
+__all__ = ["COLUMNS", "VERSION", "Rows", "Store", "build", "merge", "open_store"]

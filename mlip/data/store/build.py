@@ -1,0 +1,193 @@
+"""Making a store: jobs over processes and hosts, resumed after any kill, merged at the end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mlip.data.store.conversion import Conversion
+from mlip.data.store.jobs import Job, finished_shards, run_job
+from mlip.data.store.layout import MANIFEST, SHARDS, make_manifest, write_json
+from mlip.data.store.lock import exclusive
+from mlip.data.store.progress import Progress
+from mlip.errors import DataError, MLIPError
+
+
+def build(
+    folder: Path,
+    files: Sequence[Path],
+    *,
+    format: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    part: tuple[int, int] = (0, 1),
+    append: bool = False,
+    discard: bool = False,
+) -> bool:
+    """Convert files into a store, or go on with a conversion that was interrupted.
+
+    Args:
+        folder: the store.
+        files: what to read, in the order of the store.
+        format: of the files, or `auto`.
+        options: of the reader.
+        processes: how many read at the same time. They are started afresh, so a script that
+            calls this needs `if __name__ == "__main__":`.
+        part: (i, n): do only every n-th job, beginning with the i-th; the store is complete when
+            all parts are done and `merge` has been called.
+        append: add the files to a store that is complete.
+        discard: keep nothing of a new store if the data turn out to be bad.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        DataError: a file is bad, or the folder holds something else.
+        ConfigError: the options contradict those of the store.
+    """
+    name = f".{folder.name}.{part[0]}-of-{part[1]}.lock"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made ({error}); choose another folder") from error
+    with exclusive(folder.parent / name, str(folder)):
+        plan = Conversion.make(folder, files, format, options or {}, append=append)
+        if plan.complete:
+            return False
+        plan.save()
+        try:
+            _convert(plan, part, processes)
+        except MLIPError:
+            if discard and plan.generation == 0:
+                shutil.rmtree(folder)
+            raise
+    return True
+
+
+def _convert(plan: Conversion, part: tuple[int, int], processes: int) -> None:
+    folder, jobs = plan.folder, islice(plan.jobs(), part[0], None, part[1])
+    with Progress(folder.name, plan.size // part[1]) as progress:
+        if processes == 1:
+            for job in jobs:
+                _repeat(run_job(folder, job, plan.reading, progress.frames))
+                progress.bytes(job.size)
+        else:
+            _run_pool(folder, jobs, plan.reading, processes, progress)
+    if part[1] == 1:
+        merge(folder)
+
+
+def merge(folder: Path) -> None:
+    """Make a complete store of the shards that all parts have written.
+
+    Raises:
+        DataError: some are not there yet, or there is nothing to merge.
+    """
+    plan = Conversion.load(folder)
+    shards, missing = list(plan.shards_before), []
+    for job in plan.jobs():
+        found, complete = finished_shards(folder, job.name)
+        if not complete:
+            missing.append(job.name)
+        shards += found
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} job(s) are not finished, the first is {missing[0]}; run "
+            "the parts that were interrupted again, then merge"
+        )
+    shards = _with_first_frames([s for s in shards if s["structures"]])
+    if not shards:
+        raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
+    write_json(folder / MANIFEST, make_manifest(plan.all_sources, plan.reading, shards))
+    plan.forget()
+    for leftover in (folder / SHARDS).glob(".*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+
+
+def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to shards where the part of a file that they come from begins, in frames."""
+    counts: dict[int, int] = {}  # frames of each divided file so far
+    out, job, first = [], "", 0
+    for shard in shards:
+        source = shard["part_of"]
+        if source is None:
+            out.append({**shard, "first_frame": 0})
+            continue
+        if (own := shard["name"].rpartition("-")[0]) != job:
+            job, first = own, counts.get(source, 0)
+        counts[source] = counts.get(source, 0) + shard["structures"]
+        out.append({**shard, "first_frame": first})
+    return out
+
+
+_frames: Any = None  # frames read by all workers, in each worker
+
+
+def _start_worker(frames: Any) -> None:
+    global _frames
+    _frames = frames
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind when the conversion is killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _add_frames(n: int) -> None:
+    with _frames.get_lock():
+        _frames.value += n
+
+
+def _work(folder: Path, job: Job, options: Mapping[str, Any]) -> list[str]:
+    return run_job(folder, job, options, _add_frames)
+
+
+def _run_pool(
+    folder: Path,
+    jobs: Iterator[Job],
+    options: Mapping[str, Any],
+    processes: int,
+    progress: Progress,
+) -> None:
+    """Keep `processes` busy; jobs are planned only as they are needed."""
+    context = multiprocessing.get_context("spawn")
+    frames = context.Value("q", 0)
+    seen = 0
+    running: dict[Future[list[str]], Job] = {}
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (frames,))
+    try:
+        while True:
+            for job in islice(jobs, processes + 1 - len(running)):
+                running[pool.submit(_work, folder, job, options)] = job
+            if not running:
+                return
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            seen, before = frames.value, seen
+            progress.frames(seen - before)
+            for future in done:
+                _repeat(future.result())
+                progress.bytes(running.pop(future).size)
+    except BrokenProcessPool:
+        raise DataError(
+            f"{folder}: a process of the conversion was killed (out of memory?); give the command "
+            "again to go on, with fewer --processes"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _repeat(messages: Sequence[str]) -> None:
+    for message in messages:
+        warnings.warn(message, stacklevel=2)

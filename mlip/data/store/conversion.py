@@ -1,0 +1,199 @@
+"""What a folder is being made of: files and options, remembered until the store is complete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mlip.data.readers import ReadOptions
+from mlip.data.store.jobs import Job, plan_jobs
+from mlip.data.store.layout import (
+    CONVERSION,
+    MANIFEST,
+    SHARDS,
+    VERSION,
+    digest,
+    read_manifest,
+    write_json,
+)
+from mlip.errors import ConfigError, DataError
+
+ENDS: Final = 65536  # bytes at each end of a file that tell it from others
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion that is not finished, or that finds all its work done.
+
+    Attributes:
+        folder: of the store.
+        sources: the files: path, size and fingerprint.
+        format: of the files, or `auto`.
+        reading: options of the reader that are not the defaults.
+        generation: how often the store has been appended to.
+        before: the manifest of the store that is appended to, {} for a new one.
+        complete: whether there is nothing left to do.
+    """
+
+    folder: Path
+    sources: list[dict[str, Any]]
+    format: str
+    reading: dict[str, Any]
+    generation: int = 0
+    before: Mapping[str, Any] | None = None
+    complete: bool = False
+
+    @classmethod
+    def make(
+        cls,
+        folder: Path,
+        files: Sequence[Path],
+        format: str,
+        options: Mapping[str, Any],
+        *,
+        append: bool,
+    ) -> Conversion:
+        """Begin a conversion, seeing what of it is there already.
+
+        Raises:
+            DataError: the folder holds something else, or a file that is to be appended.
+            ConfigError: the options are not those of the store that is appended to.
+        """
+        sources = [describe_source(file) for file in files]
+        new = cls(folder, sources, format, reading_options(options))
+        if (folder / CONVERSION).exists():
+            begun = cls.load(folder)
+            if not begun._same_as(new):
+                raise DataError(
+                    f"{folder}: holds an unfinished conversion of other files or with other "
+                    "options; give that command again to finish it, remove it, or choose another "
+                    "folder"
+                )
+            return begun
+        if (folder / MANIFEST).exists():
+            return cls._onto(folder, new, append=append)
+        if append:
+            raise DataError(f"{folder}: there is no store to append to; leave --append out")
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder}: is neither empty nor a store; choose another folder")
+        return new
+
+    @classmethod
+    def _onto(cls, folder: Path, new: Conversion, *, append: bool) -> Conversion:
+        manifest = read_manifest(folder)
+        known = [_identity(s) for s in manifest["sources"]]
+        same = [s for s in new.sources if _identity(s) in known]
+        everything = len(same) == len(new.sources) and (append or len(same) == len(known))
+        if everything and manifest["reading"] == new.reading:
+            return cls(folder, new.sources, new.format, new.reading, complete=True)
+        if not append:
+            raise DataError(
+                f"{folder}: holds a store of other files or options; choose another folder, or add "
+                "to it by --append"
+            )
+        if same:
+            raise DataError(f"{folder}: {same[0]['path']} is in this store already")
+        if manifest["reading"] != new.reading:
+            raise ConfigError(
+                f"{folder}: was made with the options {manifest['reading']}, not {new.reading}; "
+                "give the same, or make a store of its own"
+            )
+        generation = int(manifest["shards"][-1]["name"][:3]) + 1
+        return cls(folder, new.sources, new.format, new.reading, generation, manifest)
+
+    @classmethod
+    def load(cls, folder: Path) -> Conversion:
+        """Return the conversion that was begun in a folder.
+
+        Raises:
+            DataError: there is none.
+        """
+        try:
+            saved = json.loads((folder / CONVERSION).read_text())
+        except FileNotFoundError:
+            done = " (it is complete)" if (folder / MANIFEST).exists() else ""
+            raise DataError(f"{folder}: no conversion is under way here{done}") from None
+        if saved.pop("version") != VERSION:
+            raise DataError(
+                f"{folder}: was begun by another version of mlip; remove it and convert again"
+            )
+        before = read_manifest(folder) if saved["generation"] else None
+        return cls(folder, before=before, **saved)
+
+    def save(self) -> None:
+        """Remember it in the folder."""
+        (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
+        saved = {k: getattr(self, k) for k in ("sources", "format", "reading", "generation")}
+        write_json(self.folder / CONVERSION, {"version": VERSION, **saved})
+
+    def forget(self) -> None:
+        """Say that the store is complete."""
+        (self.folder / CONVERSION).unlink()
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield what there is to do, finished or not."""
+        return plan_jobs(
+            [Path(s["path"]) for s in self.sources],
+            self.format,
+            self.reading,
+            generation=self.generation,
+            first_source=len(self.sources_before),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(s["size"] for s in self.sources)
+
+    @property
+    def shards_before(self) -> list[dict[str, Any]]:
+        """Shards of the store that is appended to."""
+        shards = (self.before or {}).get("shards", [])
+        return [s for s in shards if int(s["name"][:3]) < self.generation]
+
+    @property
+    def all_sources(self) -> list[dict[str, Any]]:
+        """Files of the store that this makes."""
+        return [*self.sources_before, *self.sources]
+
+    @property
+    def sources_before(self) -> list[dict[str, Any]]:
+        """Files of the store that is appended to."""
+        new = [_identity(s) for s in self.sources]
+        return [s for s in (self.before or {}).get("sources", []) if _identity(s) not in new]
+
+    def _same_as(self, other: Conversion) -> bool:
+        own = [_identity(s) for s in self.sources]
+        return (
+            own == [_identity(s) for s in other.sources]
+            and self.reading == other.reading
+            and self.format == other.format
+        )
+
+
+def describe_source(file: Path) -> dict[str, Any]:
+    """Return path, size and a hash of both ends of a file."""
+    size = file.stat().st_size
+    content = digest()
+    with file.open("rb") as stream:
+        content.update(stream.read(ENDS))
+        stream.seek(max(0, size - ENDS))
+        content.update(stream.read(ENDS))
+    return {"path": str(file.absolute()), "size": size, "ends": content.hexdigest()}
+
+
+def reading_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a reader that are not the defaults, as plain values.
+
+    Raises:
+        ConfigError: a name is unknown or a value is not allowed.
+    """
+    default = asdict(ReadOptions())
+    return {k: v for k, v in asdict(ReadOptions.parse(options)).items() if v != default[k]}
+
+
+def _identity(source: Mapping[str, Any]) -> tuple[int, str]:
+    return source["size"], source["ends"]

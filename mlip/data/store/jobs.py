@@ -1,0 +1,181 @@
+"""The pieces of work that a conversion consists of, and doing one of them.
+
+A job is a run of small files or a part of a large one. Which jobs there are depends on the files
+alone, never on the number of processes or hosts, so that any of them can go on where another was
+killed: a shard is complete or absent, and the shards of a job follow from each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, Final
+
+from mlip.data.readers import Frame, Piece, read_frames, split_files
+from mlip.data.store.layout import SHARD, SHARDS
+from mlip.data.store.writer import BUFFER, ShardWriter
+
+SHARD_ROWS: Final = 100_000  # structures of a shard at most
+JOB_BYTES: Final = 64 * 1024**2  # small files are read together up to this size
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pieces that one process reads in one go.
+
+    Attributes:
+        name: unique in the store, ordered as the pieces are.
+        pieces: what to read.
+        sources: for each piece the number of its file in the store.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    sources: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def part_of(self) -> int | None:
+        """Number of the file that this is a part of; None if the job consists of whole files."""
+        return self.sources[0] if self.pieces[0].span else None
+
+
+def plan_jobs(
+    files: Sequence[Path],
+    format: str,
+    options: Mapping[str, Any],
+    *,
+    generation: int = 0,
+    first_source: int = 0,
+) -> Iterator[Job]:
+    """Yield the jobs of some files, in their order.
+
+    Args:
+        files: what to read.
+        format: of the files, or `auto`.
+        options: of the reader.
+        generation: how often the store has been appended to.
+        first_source: number of the first of these files in the store.
+    """
+    number = {file: first_source + k for k, file in enumerate(files)}
+    names = (f"{generation:03d}-{k:06d}" for k in count())
+    for pieces in _together(split_files(files, format, **options)):
+        yield Job(next(names), tuple(pieces), tuple(number[p.path] for p in pieces))
+
+
+def _together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Yield parts of files alone and small files together."""
+    waiting: list[Piece] = []
+    for piece in pieces:
+        if waiting and (piece.span or sum(p.size for p in waiting) + piece.size > JOB_BYTES):
+            yield waiting
+            waiting = []
+        waiting.append(piece)
+        if piece.span:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def finished_shards(folder: Path, job: str) -> tuple[list[dict[str, Any]], bool]:
+    """Return what the finished shards of a job say, in order, and whether they are all of it."""
+    found: list[dict[str, Any]] = []
+    while True:
+        path = folder / SHARDS / f"{job}-{len(found):04d}" / SHARD
+        try:
+            found.append({"name": path.parent.name, **json.loads(path.read_text())})
+        except FileNotFoundError:
+            return found, False
+        if found[-1]["last"]:
+            return found, True
+
+
+def run_job(
+    folder: Path,
+    job: Job,
+    options: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda frames: None,
+) -> list[str]:
+    """Write the shards of a job that are not there yet.
+
+    Args:
+        folder: of the store.
+        job: what to read.
+        options: of the reader.
+        advance: called with the number of frames read since the last call.
+
+    Returns:
+        What the readers warned of.
+
+    Raises:
+        DataError: a frame is bad.
+    """
+    done, complete = finished_shards(folder, job.name)
+    if complete:
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        frames = _counted(_frames(job, options), advance)
+        for _ in islice(frames, sum(shard["structures"] for shard in done)):
+            pass  # read again, because labels are checked over all frames of a file
+        _write_shards(folder, job, len(done), frames)
+    return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+
+
+def _write_shards(
+    folder: Path, job: Job, number: int, frames: Iterator[tuple[Frame, int, int, Piece]]
+) -> None:
+    """Write shards `number` and on; each gets its name when it is on disk."""
+    last = False
+    while not last:
+        name = f"{job.name}-{number:04d}"
+        temporary = folder / SHARDS / f".{name}.{socket.gethostname()}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            with ShardWriter(temporary) as writer:
+                for item in islice(frames, SHARD_ROWS):
+                    writer.add(*item)
+                last = len(writer) < SHARD_ROWS
+                writer.finish(last=last, part_of=job.part_of)
+            _publish(temporary, folder / SHARDS / name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        number += 1
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    try:
+        temporary.rename(final)
+    except OSError:  # a worker whose parent was killed may have been faster
+        if not (final / SHARD).exists():
+            raise
+
+
+def _frames(job: Job, options: Mapping[str, Any]) -> Iterator[tuple[Frame, int, int, Piece]]:
+    for piece, source in zip(job.pieces, job.sources, strict=True):
+        for index, frame in enumerate(read_frames(piece, **options)):
+            yield frame, source, index, piece
+
+
+def _counted(frames: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
+    since = 0
+    for frame in frames:
+        since += 1
+        if since == BUFFER:
+            advance(since)
+            since = 0
+        yield frame
+    advance(since)

@@ -1,0 +1,84 @@
+"""Atoms that sit on one another, found in hundreds of structures at a time.
+
+A neighbour list per structure would take longer than reading it. Here the atoms of all structures
+are sorted along the longest axes of their cells, and only those close along these are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from mlip.data.readers import Frame
+from mlip.neighbors import neighbor_list
+
+MIN_DISTANCE: Final = 0.3  # Å; closer atoms are a mistake in the file
+Pair = tuple[int, int, int, float]  # structure, its two atoms, their distance
+
+
+def find_overlap(frames: Sequence[Frame]) -> Pair | None:
+    """Return the closest pair below `MIN_DISTANCE` of the first structure that has one."""
+    periodic = np.array([f.pbc.all() for f in frames])
+    cells = np.array([f.cell for f in frames])
+    cells[~periodic] = np.eye(3)
+    inverse = np.linalg.inv(cells)
+    heights = 1.0 / np.linalg.norm(inverse, axis=1)
+    found = _sorted_search(frames, cells, inverse, heights, periodic)
+    # In slabs, wires and very thin cells the nearest image is not the one that rounding finds.
+    thin = periodic & (heights.min(axis=1) < 3.0 * MIN_DISTANCE)
+    for k in np.flatnonzero(thin | (np.array([f.pbc.any() for f in frames]) & ~periodic)):
+        found += _by_neighbor_list(int(k), frames[int(k)])
+    return min(found, key=lambda pair: (pair[0], pair[3]), default=None)
+
+
+def _sorted_search(
+    frames: Sequence[Frame],
+    cells: np.ndarray,
+    inverse: np.ndarray,
+    heights: np.ndarray,
+    periodic: np.ndarray,
+) -> list[Pair]:
+    counts = np.array([len(f.numbers) for f in frames])
+    first = np.cumsum(counts) - counts
+    owner = np.repeat(np.arange(len(frames)), counts)
+    scaled = np.einsum("ni,nij->nj", np.concatenate([f.positions for f in frames]), inverse[owner])
+    scaled -= np.floor(scaled) * periodic[owner, None]
+    low = np.minimum.reduceat(scaled, first) * ~periodic[:, None]
+    extents = np.where(periodic[:, None], heights, np.maximum.reduceat(scaled, first) - low)
+    axis = extents.argmax(axis=1)
+    height = np.take_along_axis(heights, axis[:, None], axis=1)[:, 0]
+    length = np.take_along_axis(extents, axis[:, None], axis=1)[:, 0]
+    along = np.take_along_axis(scaled - low[owner], axis[owner, None], axis=1)[:, 0] * height[owner]
+    # Structures lie one behind the other, periodic ones with their beginning once more at the end.
+    again = np.flatnonzero(periodic[owner] & (along < MIN_DISTANCE))
+    along += (np.cumsum(length + 1.0) - length)[owner]
+    along = np.concatenate([along, along[again] + length[owner[again]]])
+    atom = np.concatenate([np.arange(len(owner)), again])
+    order = np.argsort(along)
+    along, atom = along[order], atom[order]
+    found: list[Pair] = []
+    left, step = np.arange(len(atom)), 0
+    while len(left):
+        step += 1
+        left = left[: left.searchsorted(len(atom) - step)]
+        left = left[along[left + step] - along[left] < MIN_DISTANCE]
+        i, j = atom[left], atom[left + step]
+        apart = scaled[j] - scaled[i]
+        apart -= np.rint(apart) * periodic[owner[i], None]
+        near = (np.abs(apart) * heights[owner[i]]).max(axis=1, initial=0.0) < MIN_DISTANCE
+        i, j, apart = i[near], j[near], apart[near]
+        square = np.square(np.einsum("ni,nij->nj", apart, cells[owner[i]])).sum(axis=1)
+        for e in np.flatnonzero((square < MIN_DISTANCE**2) & (i != j)):
+            k = int(owner[i[e]])
+            a, b = sorted((int(i[e] - first[k]), int(j[e] - first[k])))
+            found.append((k, a, b, float(np.sqrt(square[e]))))
+    return found
+
+
+def _by_neighbor_list(k: int, frame: Frame) -> list[Pair]:
+    (j, i), shift = neighbor_list(frame.positions, frame.cell, frame.pbc, MIN_DISTANCE)
+    apart = frame.positions[j] + shift @ frame.cell - frame.positions[i]
+    distance = np.linalg.norm(apart, axis=1)
+    return [(k, int(i[e]), int(j[e]), float(distance[e])) for e in range(len(distance))]

@@ -1,0 +1,238 @@
+"""Read-only random access to a packed store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip.data.store.layout import COLUMNS, INTERNAL, SHARDS, Column, read_manifest
+
+
+class Store:
+    """Read-only random access to packed structures.
+
+    Holds paths, not arrays, when copied to another process. Files are mapped when first used.
+    """
+
+    def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
+        """Open a store.
+
+        Args:
+            folder: where it is.
+            sources: names of its files as the caller knows them; default those at its making,
+                which may be relative to another folder.
+
+        Raises:
+            DataError: there is no finished store of this version.
+        """
+        self.folder = Path(folder)
+        self.manifest: dict[str, Any] = read_manifest(self.folder)
+        self.sources: list[str] = list(sources or [s["path"] for s in self.manifest["sources"]])
+        self._shards = [
+            _Shard(self.folder / SHARDS / s["name"], s) for s in self.manifest["shards"]
+        ]
+        self._first = _bounds([s.structures for s in self._shards])
+        self._columns: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        """Number of structures."""
+        return int(self._first[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "sources": self.sources}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"], state["sources"])
+
+    @cached_property
+    def num_atoms(self) -> np.ndarray:
+        """Atoms per structure, (structures,) int32."""
+        return self.column("num_atoms")
+
+    @cached_property
+    def atom_starts(self) -> np.ndarray:
+        """Where the atoms of each structure begin in per-atom columns, (structures + 1,) int64."""
+        return _bounds(self.num_atoms)
+
+    def column(self, name: str) -> Any:
+        """Return a whole column: (structures or atoms, *shape).
+
+        Numbers per structure come as one numpy array. Columns that may not fit into memory
+        (everything per atom, and matrices) come as `Rows`, which takes the same indices and reads
+        what they ask for.
+        """
+        if name not in self._columns:
+            spec = COLUMNS[name]
+            if spec.per == "graph" and not spec.shape:
+                self._columns[name] = np.concatenate([s.column(name) for s in self._shards])
+            else:
+                self._columns[name] = Rows(spec, [(s, name) for s in self._shards])
+        return self._columns[name]
+
+    def atoms_of(self, index: int) -> slice:
+        """Return where the atoms of a structure lie in per-atom columns.
+
+        Raises:
+            IndexError: there is no such structure (negative numbers do not wrap).
+        """
+        k, row = self._locate(index)
+        shard = self._shards[k]
+        begin = int(self._first_atom[k]) + int(shard.mapped("start")[row])
+        return slice(begin, begin + int(shard.mapped("num_atoms")[row]))
+
+    def arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Return the SCHEMA fields of a structure, without neighbours.
+
+        Raises:
+            IndexError: there is no such structure (negative numbers do not wrap).
+        """
+        k, row = self._locate(index)
+        shard = self._shards[k]
+        begin = int(shard.mapped("start")[row])
+        atoms = slice(begin, begin + int(shard.mapped("num_atoms")[row]))
+        graph = slice(row, row + 1)
+        out = {name: shard.mapped(name)[atoms if per_atom else graph] for name, per_atom in _FIELDS}
+        if shard.first_frame:
+            out["sample_id"] = out["sample_id"] + shard.first_frame
+        return out
+
+    def blocks(self, *names: str) -> Iterator[tuple[slice, list[np.ndarray]]]:
+        """Yield the columns `names` shard by shard, with the structures that each covers."""
+        for k, shard in enumerate(self._shards):
+            rows = slice(int(self._first[k]), int(self._first[k + 1]))
+            yield rows, [shard.column(name) for name in names]
+
+    def compositions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count elements: (structures, species) counts and the sorted species."""
+        present = np.zeros(256, dtype=bool)
+        for _, numbers in self._numbers(indices):
+            present[numbers] = True
+        species = np.flatnonzero(present)
+        place = np.cumsum(present) - 1
+        counts = np.zeros((len(indices), len(species)))
+        for owner, numbers in self._numbers(indices):
+            np.add.at(counts, (owner, place[numbers]), 1.0)
+        return counts, species
+
+    def _numbers(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield, shard by shard, atomic numbers and the places in `indices` that they belong to."""
+        for rows, (numbers, start, num_atoms) in self.blocks(
+            "atomic_numbers", "start", "num_atoms"
+        ):
+            wanted = np.flatnonzero((indices >= rows.start) & (indices < rows.stop))
+            chosen = indices[wanted] - rows.start
+            lengths = num_atoms[chosen]
+            within = np.arange(lengths.sum()) - np.repeat(_bounds(lengths)[:-1], lengths)
+            yield np.repeat(wanted, lengths), numbers[np.repeat(start[chosen], lengths) + within]
+
+    def where(self, index: int) -> str:
+        """Say which frame of which file a structure is, for messages."""
+        one = self.arrays(index)
+        return f"{self.sources[int(one['source'][0])]}, frame {int(one['sample_id'][0])}"
+
+    @cached_property
+    def _first_atom(self) -> np.ndarray:
+        return _bounds([s.atoms for s in self._shards])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"structure {index} of {len(self)}")
+        k = int(self._first.searchsorted(index, "right")) - 1
+        return k, index - int(self._first[k])
+
+
+class _Shard:
+    """The columns of one shard, mapped when first used."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.structures, self.atoms = int(record["structures"]), int(record["atoms"])
+        self.first_frame = int(record["first_frame"])
+        self._maps: dict[str, np.ndarray] = {}
+
+    def length(self, spec: Column) -> int:
+        return self.atoms if spec.per == "atom" else self.structures
+
+    def mapped(self, name: str) -> np.ndarray:
+        """Return a column as it is in its file."""
+        found = self._maps.get(name)
+        if found is None:
+            spec = COLUMNS[name]
+            shape = (self.length(spec), *spec.shape)
+            file = np.memmap(self.folder / f"{name}.bin", spec.dtype, "r", shape=shape)
+            found = self._maps[name] = file.view(np.ndarray)  # slices of memmaps are slow
+        return found
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column as the store shows it."""
+        values = self.mapped(name)
+        return values + self.first_frame if name == "sample_id" and self.first_frame else values
+
+
+class Rows:
+    """A column over all shards: indexed like an array along its first axis, read on demand."""
+
+    def __init__(self, spec: Column, parts: Sequence[tuple[_Shard, str]]) -> None:
+        self._parts = parts
+        self._bounds = _bounds([shard.length(spec) for shard, _ in parts])
+        self.dtype = np.dtype(spec.dtype)
+        self.shape = (int(self._bounds[-1]), *spec.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Index by whole numbers, masks or slices; further axes as numpy does."""
+        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
+        if isinstance(first, slice):
+            values = self._slice(*first.indices(len(self)))
+        else:
+            values = self._take(np.asarray(first))
+        return values[(slice(None),) * np.ndim(first if not isinstance(first, slice) else 0) + rest]
+
+    def _slice(self, begin: int, end: int, step: int) -> np.ndarray:
+        if step != 1:
+            return self._take(np.arange(begin, end, step))
+        k = max(int(self._bounds.searchsorted(begin, "right")) - 1, 0)
+        parts = []
+        while k < len(self._parts) and self._bounds[k] < end:
+            offset = int(self._bounds[k])
+            shard, name = self._parts[k]
+            parts.append(shard.mapped(name)[max(begin - offset, 0) : end - offset])
+            k += 1
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.zeros((0, *self.shape[1:]), self.dtype)
+
+    def _take(self, rows: np.ndarray) -> np.ndarray:
+        if rows.dtype == bool:
+            if rows.shape != self.shape[:1]:
+                raise IndexError(f"mask of shape {rows.shape} for {len(self)} rows")
+            rows = np.flatnonzero(rows)
+        rows = rows.astype(np.int64, copy=False) if rows.size else np.zeros(rows.shape, np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
+        out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        owner = self._bounds.searchsorted(rows, "right") - 1
+        for k in np.unique(owner):
+            shard, name = self._parts[k]
+            mine = owner == k
+            out[mine] = shard.mapped(name)[rows[mine] - self._bounds[k]]
+        return out
+
+
+_FIELDS = [(name, spec.per == "atom") for name, spec in COLUMNS.items() if name not in INTERNAL]
+
+
+def _bounds(lengths: Any) -> np.ndarray:
+    """Return where each of several consecutive ranges begins, and the end of the last."""
+    out = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=out[1:])
+    return out
