@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from mlip.cli import data_check
+from mlip.cli import data_check, data_split, data_stats
 
 # Each module offers `add_parser(commands)`, as the commands of `mlip` do: one line adds one.
-COMMANDS: Final = (data_check,)
+COMMANDS: Final = (data_check, data_stats, data_split)
 EPILOG = """examples:
   mlip data check train.extxyz val.extxyz
   mlip data stats my.extxyz

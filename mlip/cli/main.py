@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 
 from mlip import __version__
-from mlip.cli import compare, data, evaluate, info, md, predict, relax, train
+from mlip.cli import compare, data, doctor, evaluate, info, md, predict, relax, train
 from mlip.cli.allocator import keep_freed_memory
 from mlip.cli.parser import Parser
 from mlip.errors import MLIPError
 
-COMMANDS = (train, evaluate, predict, relax, md, info, compare, data)
+COMMANDS = (train, evaluate, predict, relax, md, info, compare, data, doctor)
 EPILOG = """exit codes: 0 done, 1 wrong input, 2 wrong usage or configuration, 3 did not converge,
 130/143 interrupted after saving. MLIP_DEBUG=1 shows tracebacks.
 

@@ -40,7 +40,8 @@ class Parser(argparse.ArgumentParser):
     def _chosen(self, parsed: argparse.Namespace) -> Parser:
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                return action.choices.get(getattr(parsed, action.dest, ""), self)
+                chosen = action.choices.get(getattr(parsed, action.dest, ""))
+                return chosen._chosen(parsed) if chosen else self
         return self
 
 

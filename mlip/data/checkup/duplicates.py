@@ -33,7 +33,7 @@ def structure_classes(frames: NDArray[np.void]) -> NDArray[np.int64]:
         frames: the census, of type `mlip.data.checkup.frame.COLUMNS`.
 
     Returns:
-        (n,) class of each frame; -1 where the geometry could not be measured.
+        (n,) class of each frame; one of its own where the geometry could not be measured.
     """
     classes = states(frames, "pbc")
     logs = np.log1p(frames["shape"])
@@ -42,7 +42,8 @@ def structure_classes(frames: NDArray[np.void]) -> NDArray[np.int64]:
         value, label = logs[order, k], classes[order]
         new = (np.diff(value) > TOLERANCE) | (np.diff(label) != 0)
         classes[order] = np.concatenate([[0], np.cumsum(new)]) if len(frames) else []
-    classes[~np.isfinite(logs).all(axis=1)] = -1
+    unknown = np.flatnonzero(~np.isfinite(logs).all(axis=1))
+    classes[unknown] = len(frames) + np.arange(len(unknown))
     return classes
 
 
@@ -51,8 +52,7 @@ def repeated(classes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order = np.argsort(classes, kind="stable")
     starts = np.flatnonzero(np.diff(classes[order])) + 1
     groups = np.split(order, starts) if len(order) else []
-    several = [g for g in groups if len(g) > 1 and classes[g[0]] >= 0]
-    return sorted(several, key=lambda g: int(g[0]))
+    return sorted((g for g in groups if len(g) > 1), key=lambda g: int(g[0]))
 
 
 def contradicting(

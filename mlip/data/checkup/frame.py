@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -35,7 +36,9 @@ COLUMNS: Final = np.dtype(
         ("pbc", "u1"),  # bit k: axis k is periodic
         ("group", "i4"),  # -1: none
         ("energy", "f8"),
+        ("content", "u8"),  # hash of elements, positions, cell and state
         ("forces", "f4"),  # mean |component|, eV/Å
+        ("force_rms", "f4"),
         ("largest_force", "f4"),
         ("stress", "f4"),  # trace/3, eV/Å³
         ("volume", "f8"),
@@ -49,6 +52,14 @@ SIZES: Final = np.linspace(-8, 4, 121)  # edges of the histogram of log10 |force
 def labels_of(atoms: Atoms) -> dict[str, Any]:
     """Return the labels of a structure as they are: constraints zero nothing."""
     return atoms.calc.results if atoms.calc is not None else {}
+
+
+def content(atoms: Atoms) -> int:
+    """Return a hash of elements, positions (to 1e-6 Å), cell, charge and multiplicity."""
+    state = f"{atoms.info.get('charge', 0)} {atoms.info.get('spin', 0)} {atoms.pbc}"
+    arrays = (atoms.numbers, np.round(atoms.positions, 6) + 0.0, atoms.cell.array)
+    data = state.encode() + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def contacts(atoms: Atoms) -> tuple[float, float, NDArray[np.float64], str]:

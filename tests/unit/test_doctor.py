@@ -1,0 +1,78 @@
+"""The doctor of the environment: silent on a sound one, and each thing that breaks is named."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+
+import pytest
+
+from mlip import doctor
+from mlip.cli.main import main
+
+
+def notes() -> dict[str, doctor.Note]:
+    return {note.name: note for note in doctor.examine_environment()}
+
+
+def test_this_environment_is_sound(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLIP_CACHE", str(tmp_path / "new" / "cache"))
+    found = notes()
+    assert [note for note in found.values() if note.broken] == []
+    assert found["MLIP_CACHE"].value == str(tmp_path / "new" / "cache")
+    assert found["lmdb"].value == metadata.version("lmdb")
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "words"),
+    [
+        ("lightning", "2.6.2", "malicious"),
+        ("lightning", "2.6.3", "malicious"),
+        ("pytorch-lightning", "2.6.3", "malicious"),
+        ("lightning", "2.5.0", ">=2.6.6"),
+        ("lmdb", "2.0.0", "workers that were forked"),
+        ("torch", "2.9.1", ">=2.10"),
+        ("vesin", None, "pip install 'vesin"),
+    ],
+)
+def test_versions(name, version, words, monkeypatch):
+    real = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda n: version if n == name else real(n))
+    note = notes()[name]
+    assert note.broken
+    assert words in note.advice
+
+
+def test_optional_packages_are_not_asked_for():
+    names = set(notes())
+    assert "numpy" in names
+    assert not names & {"pyscf", "pytest", "matcalc"}
+
+
+def test_another_distribution_of_our_name(monkeypatch):
+    both = {"mlip": ["mlip", doctor.DISTRIBUTION]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: both)
+    note = notes()["import mlip"]
+    assert note.broken
+    assert "pip uninstall mlip" in note.advice
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLIP_CACHE", str(tmp_path / "file" / "cache"))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN  cache" in out
+    assert "set MLIP_CACHE" in out
+    assert "1 broken" in out
+
+
+def test_little_space_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "free_bytes", lambda _: 10**6)
+    note = notes()["cache"]
+    assert not note.broken
+    assert "make room" in note.advice
+
+
+def test_threads_beyond_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    assert "slow" in notes()["threads"].advice
