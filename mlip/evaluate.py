@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ase
@@ -82,6 +82,50 @@ class ErrorSums:
         self.sums = state[:-4].reshape(self.sums.shape).double().cpu()
         self.cosine = state[-4:-2].double().cpu()
         self.slope = state[-2:].double().cpu()
+
+
+class SourceErrors:
+    """Errors of each of several sources; `AtomGraph.source` says which structure is whose."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.sums = {name: ErrorSums() for name in names}
+        self.structures = torch.zeros(len(names), dtype=torch.int64)
+        self.atoms = torch.zeros(len(names), dtype=torch.int64)
+
+    def update(self, prediction: Prediction, graph: AtomGraph) -> None:
+        """Add a batch: to each source, with the labels of the others taken away."""
+        for k, sums in enumerate(self.sums.values()):
+            own = graph.source == k
+            self.structures[k] += own.sum().cpu()
+            self.atoms[k] += graph.num_atoms[own].sum().cpu()
+            sums.update(prediction, _with_labels_of(graph, own))
+
+    def compute(self) -> dict[str, float]:
+        """Return the errors of all, as SOURCE/forces_mae."""
+        return {f"{n}/{k}": v for n, sums in self.sums.items() for k, v in sums.compute().items()}
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Return errors and counts by source."""
+        return {
+            name: Evaluation(
+                metrics=sums.compute(),
+                counts={
+                    "structures": int(self.structures[k]),
+                    "atoms": int(self.atoms[k]),
+                    **sums.counts(),
+                },
+            )
+            for k, (name, sums) in enumerate(self.sums.items())
+        }
+
+
+def _with_labels_of(graph: AtomGraph, own: Tensor) -> AtomGraph:
+    return replace(
+        graph,
+        energy=graph.energy.where(own, math.nan),
+        forces=graph.forces.where(own[graph.batch, None], math.nan),
+        stress=graph.stress.where(own[:, None, None], math.nan),
+    )
 
 
 @dataclass

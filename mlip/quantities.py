@@ -46,7 +46,8 @@ def quantity_of(metric: str) -> Quantity:
     Raises:
         KeyError: none is.
     """
-    names = [name for name in QUANTITIES if name in metric]
+    last = metric.rsplit("/", 1)[-1]  # before it: the part, and the source
+    names = [name for name in QUANTITIES if name in last]
     if not names:
         raise KeyError(f"{metric} is no error of {', '.join(QUANTITIES)}")
     return QUANTITIES[max(names, key=len)]

@@ -16,6 +16,7 @@ import lightning as L  # noqa: N812
 from lightning.pytorch.callbacks import WeightAveraging
 
 from mlip.data.batching import GraphLoader
+from mlip.quantities import MILLI, QUANTITIES
 from mlip.training.module import Limits
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -185,9 +186,14 @@ class EpochLog(L.Callback):
     OTHERS = ("lr", "time/epoch_s", "time/data_s", "data/atoms_per_s")
 
     def __init__(
-        self, path: Path, limits: Limits, steps_per_epoch: int, more: Sequence[str] = ()
+        self,
+        path: Path,
+        limits: Limits,
+        steps_per_epoch: int,
+        more: Sequence[str] = (),
+        sources: Sequence[str] = (),
     ) -> None:
-        self.metrics = (*self.METRICS, *more)
+        self.metrics, self.sources = (*self.METRICS, *more), tuple(sources)
         self.path, self.max_epochs, self.limits = path, limits.max_epochs, limits
         self.steps_per_epoch = steps_per_epoch
         self.best = float("inf")
@@ -247,23 +253,18 @@ class EpochLog(L.Callback):
                 writer.writeheader()
             writer.writerow(row)
         log.info(self._line(row, seconds))
+        for source in self.sources:
+            if errors := _errors(row, f"val/{source}/"):
+                log.info(f"{'':10} {source:>20}{errors}")
 
     def _line(self, row: dict[str, Any], seconds: float) -> str:
-        def milli(key: str, unit: str, letter: str) -> str:
-            return f"  {letter} {1e3 * row[key]:.1f} {unit}" if key in row else ""
-
         total = f"/{self.max_epochs}" if self.max_epochs else ""
-        errors = (
-            milli("val/energy_per_atom_mae", "meV/atom", "E")
-            + milli("val/forces_mae", "meV/A", "F")
-            + milli("val/stress_mae", "meV/A^3", "S")
-        )
         loss = row.get("val/loss", row.get("train/loss", float("inf")))
         best = loss < self.best
         self.best = min(loss, self.best)
         return (
             f"Epoch {row['epoch']:>4}{total} | loss {row.get('train/loss', float('nan')):.4f} | "
-            f"val {loss:.4f}{errors} | lr {row['lr']:.1e} | {seconds:.1f} s "
+            f"val {loss:.4f}{_errors(row, 'val/')} | lr {row['lr']:.1e} | {seconds:.1f} s "
             f"(data {self._data / seconds:.0%}) | ETA {self._eta(row['step'])}"
             f"{' | best' if best else ''}"
         )
@@ -272,3 +273,13 @@ class EpochLog(L.Callback):
         done = self.limits.progress(step, self.steps_per_epoch)
         left = self.limits.elapsed() * (1.0 - done) / max(done, 1e-9)
         return f"{left / 60:.0f}m" if left >= 120 else f"{left:.0f}s"
+
+
+def _errors(row: dict[str, Any], prefix: str) -> str:
+    """Show the mean absolute errors whose names start with `prefix`."""
+    letters = {"energy_per_atom": "E", "forces": "F", "stress": "S"}
+    return "".join(
+        f"  {letter} {MILLI * row[key]:.1f} {QUANTITIES[name].ascii_unit}"
+        for name, letter in letters.items()
+        if (key := f"{prefix}{name}_mae") in row
+    )

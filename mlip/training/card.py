@@ -14,7 +14,7 @@ import torch
 from ase.data import chemical_symbols
 
 from mlip.data.prepare import PreparedData
-from mlip.data.store import Store
+from mlip.data.sources import AnyStore
 from mlip.training.config import Config
 
 RECIPE = ("seed", "objective", "loss", "optimizer", "scheduler", "ema")
@@ -52,8 +52,32 @@ def training_card(config: Config, data: PreparedData) -> dict[str, Any]:
             if len(indices)
         },
         "reading": {key: config["data"].get(key) for key in READING},
+        **_several(data),
         "recipe": {key: config[key] for key in RECIPE},
     }
+
+
+def _several(data: PreparedData) -> dict[str, Any]:
+    """Say what each head was trained on, and what was left out; nothing for one whole source."""
+    out: dict[str, Any] = {}
+    if len(data.sources) > 1:
+        out["by_source"] = {
+            source.name: {
+                "head": source.head,
+                "sampling": source.sampling,
+                "weight": source.weight,
+                "format": source.format,
+                "reading": dict(source.reading),
+                "structures": {
+                    part: sum(len(rows) for pool, rows in pieces if pool.number == number)
+                    for part, pieces in data.chosen.items()
+                },
+            }
+            for number, source in enumerate(data.sources)
+        }
+    if data.stats.dropped:
+        out["dropped"] = data.stats.dropped
+    return out
 
 
 def training_cost(metrics: Path, seconds: float) -> dict[str, Any]:
@@ -91,7 +115,7 @@ def _peak_resident() -> int | None:
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, kB elsewhere
 
 
-def _ranges(store: Store, indices: np.ndarray) -> dict[str, list[float]]:
+def _ranges(store: AnyStore, indices: np.ndarray) -> dict[str, list[float]]:
     """Smallest and largest energy per atom (eV), force and stress component (eV/Å, eV/Å³)."""
     limits: dict[str, list[float]] = {}
 

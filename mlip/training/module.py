@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import TrainingError
-from mlip.evaluate import ErrorSums
+from mlip.evaluate import ErrorSums, SourceErrors
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.symmetry import random_rotations, rotated
@@ -79,11 +79,13 @@ class PotentialModule(L.LightningModule):
         limits: Limits,
         steps_per_epoch: int,
         seed: int,
+        sources: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.potential, self.loss, self.objective = potential, loss, objective
         self.optimizer_options, self.scheduler_options = optimizer, scheduler
         self.limits, self.steps_per_epoch, self.seed = limits, steps_per_epoch, seed
+        self.sources = tuple(sources)  # whose errors are also logged apart
         self.bad_steps = 0
         self.last_batch: AtomGraph | None = None
         self._reset("train")
@@ -173,7 +175,8 @@ class PotentialModule(L.LightningModule):
         if part == "train":
             for name, values in self._monitors.items():
                 out[f"train/{name}"] = float(torch.stack(values).mean())
-        out |= {f"{part}/{k}": v for k, v in self._errors[part].compute().items()}
+        for errors in (self._errors[part], self._by_source[part]):
+            out |= {f"{part}/{k}": v for k, v in errors.compute().items()}
         if part == "val" and self.potential.symmetry == "none":
             found = {name: errors.compute() for name, errors in self._symmetry.items()}
             out |= {f"val/{column}": found[a][b] for column in SYMMETRY_COLUMNS
@@ -187,14 +190,17 @@ class PotentialModule(L.LightningModule):
 
     def _add(self, part: str, sums: dict[str, Tensor], prediction: Any, batch: AtomGraph) -> None:
         self._errors[part].update(prediction, batch)
+        self._by_source[part].update(prediction, batch)
         self._totals[part].add(sums)
 
     def _reset(self, part: str) -> None:
         if not hasattr(self, "_totals"):
             self._totals: dict[str, LossTotal] = {}
             self._errors: dict[str, ErrorSums] = {}
+            self._by_source: dict[str, SourceErrors] = {}
         if part == "train":
             self._monitors: dict[str, list[Tensor]] = {}
         else:
             self._symmetry = {"frame": ErrorSums(), "rotation": ErrorSums()}
         self._totals[part], self._errors[part] = LossTotal(self.loss), ErrorSums()
+        self._by_source[part] = SourceErrors(self.sources)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,20 +21,20 @@ from lightning.pytorch.loggers import Logger
 
 from mlip.data.check import require_labels
 from mlip.data.prepare import PreparedData, prepare_data
+from mlip.data.sources import head_names, parse_sources
 from mlip.errors import ConfigError, TrainingError
-from mlip.evaluate import Evaluation, evaluate_batches
 from mlip.graph import AtomGraph
-from mlip.models.potential import Potential, Prediction
+from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.potential_file import add_metadata, save_potential
-from mlip.quantities import MILLI, QUANTITIES
 from mlip.report.run_report import write_report
-from mlip.symmetry import randomly_turned, symmetry_errors
+from mlip.symmetry import symmetry_errors
 from mlip.training.callbacks import EpochLog, Interrupted, RunLimits, WarmEMA
 from mlip.training.card import training_card, training_cost
 from mlip.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from mlip.training.config import Config, load_config, validate_config
-from mlip.training.loss import HuberLoss, LossTotal
+from mlip.training.held_out import evaluate_held_out, source_columns
+from mlip.training.loss import HuberLoss
 from mlip.training.module import SYMMETRY_COLUMNS, Limits, PotentialModule
 from mlip.training.objectives import make_objective
 from mlip.training.run_folder import (
@@ -138,14 +138,16 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         limits=limits,
         steps_per_epoch=steps_per_epoch,
         seed=config["seed"],
+        sources=data.source_names,
     )
     folder = out_dir / "checkpoints"
     guard = RunLimits(limits, loader, folder / "last.ckpt")
     columns = [f"train/{name}" for name in objective.monitors]
     if potential.symmetry == "none":
         columns += [f"val/{name}" for name in SYMMETRY_COLUMNS]
+    columns += source_columns(data.source_names)
     callbacks: list[Callback] = [
-        EpochLog(out_dir / "metrics.csv", limits, steps_per_epoch, columns)
+        EpochLog(out_dir / "metrics.csv", limits, steps_per_epoch, columns, data.source_names)
     ]
     if config["ema"]["decay"] > 0:
         callbacks.append(WarmEMA(config["ema"]["decay"]))
@@ -204,18 +206,8 @@ def _finish(
     log.info(f"Saved    {path}")
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
-    evaluations: dict[str, Evaluation] = {}
-    for part, batches in _held_out(data, turned=potential.symmetry == "none"):
-        total = LossTotal(loss)
-
-        def observe(prediction: Prediction, graph: AtomGraph, total: LossTotal = total) -> None:
-            total.add(loss.sums(prediction, graph))
-
-        evaluation = evaluate_batches(potential, batches, collect=True, observe=observe)
-        evaluations[part] = evaluation
-        found = {"loss": total.mean(), **evaluation.metrics}
-        metrics = metrics | {f"{part}/{k}": v for k, v in found.items()}
-        log.info(f"Errors   {part}: {_in_milli(evaluations[part].metrics)}")
+    evaluations, errors = evaluate_held_out(data, potential, loss)
+    metrics = metrics | errors
     counts = {part: e.counts for part, e in evaluations.items()}
     add_metadata(path, {"metrics": metrics, "metric_counts": counts})
     symmetry = _measure_symmetry(data, potential)
@@ -236,19 +228,6 @@ def _finish(
     )
     log.info(f"Report   {report}")
     return RunResult(out_dir, path, metrics)
-
-
-def _held_out(data: PreparedData, turned: bool) -> Iterator[tuple[str, Iterable[AtomGraph]]]:
-    """Yield what errors are reported on; without exact symmetry, turned at random and as given."""
-    for part in ("val", "test"):
-        loader = data.loader(part)
-        if loader is None:
-            continue
-        if turned:
-            yield part, randomly_turned(loader)
-            yield f"{part}_frame", loader
-        else:
-            yield part, loader
 
 
 def _measure_symmetry(data: PreparedData, potential: Potential) -> dict[str, dict[str, float]]:
@@ -281,7 +260,9 @@ def _try_building(config: Config) -> int:
     model = dict(config["model"])
     prior, name = model.pop("prior", None) or "none", model.pop("name")
     priors = () if prior == "none" else (str(prior),)
-    spec = PotentialSpec(name, model, (1,), ({1: 0.0},), avg_num_neighbors=1.0, priors=priors)
+    heads = head_names(parse_sources(config["data"]))
+    tables = ({1: 0.0},) * len(heads)
+    spec = PotentialSpec(name, model, (1,), tables, 1.0, priors=priors, head_names=heads)
     try:
         potential = build_potential(spec)
         make_objective(config["objective"], potential, _loss(config, force_scale=1.0))
@@ -327,7 +308,7 @@ def _prior_energies(config: Config, species: tuple[int, ...]) -> Callable[[AtomG
 
     def energies(graph: AtomGraph) -> np.ndarray:
         with torch.no_grad():
-            return prior(graph, derivatives=False).energy.numpy()
+            return prior(graph.with_head(0), derivatives=False).energy.numpy()
 
     return energies
 
@@ -339,7 +320,8 @@ def _spec(config: Config, data: PreparedData) -> PotentialSpec:
         architecture=model.pop("name"),
         hyperparameters=model,
         species=data.stats.species,
-        reference_energies=(data.stats.e0.table,),
+        reference_energies=tuple(e0.table for e0 in data.stats.references.values()),
+        head_names=tuple(data.stats.references),
         avg_num_neighbors=data.stats.avg_num_neighbors,
         force_scale=data.stats.force_scale,
         charge_spin=data.stats.charge_spin,
@@ -389,15 +371,6 @@ def _accelerator(setting: str) -> str:
             "a torch built for your GPU"
         )
     return "cuda" if setting == "gpu" else setting
-
-
-def _in_milli(metrics: Mapping[str, float]) -> str:
-    return ", ".join(
-        f"{q.words} MAE {MILLI * metrics[f'{q.name}_mae']:.2f} "
-        f"RMSE {MILLI * metrics[f'{q.name}_rmse']:.2f} {q.ascii_unit}"
-        for q in QUANTITIES.values()
-        if f"{q.name}_mae" in metrics
-    )
 
 
 __all__ = ["Interrupted", "RunResult", "train"]
