@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from mlip.cli import data_check, data_split, data_stats
+from mlip.cli import data_check, data_convert, data_split, data_stats, data_verify
 
 # Each module offers `add_parser(commands)`, as the commands of `mlip` do: one line adds one.
-COMMANDS: Final = (data_check, data_stats, data_split)
+COMMANDS: Final = (data_check, data_stats, data_split, data_convert, data_verify)
 EPILOG = """examples:
   mlip data check train.extxyz val.extxyz
   mlip data stats my.extxyz
   mlip data split my.extxyz --out-dir parts --val 0.1 --test 0.1
+  mlip data convert mptrj.json stores/mptrj --processes 8
 """
 
 
