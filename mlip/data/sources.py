@@ -100,7 +100,8 @@ def _source(entry: Any, place: str, options: Mapping[str, Any]) -> Source:
             raise ConfigError(f"{place} has no option {key!r}; {hint}")
     if not entry.get("path"):
         raise ConfigError(f"{place}.path is missing: the file, directory, glob or list to read")
-    value = {**{key: options[key] for key in SHARED if key in options}, **entry}
+    shared = {key: options[key] for key in SHARED if key in options}
+    value = {"val_fraction": 0.1, "test_fraction": 0.0, **shared, **entry}
     paths = {"train": entry["path"]}
     paths |= {part: entry[part] for part in ("val", "test") if entry.get(part)}
     head = str(entry.get("head") or DEFAULT_HEAD)

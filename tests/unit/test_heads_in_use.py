@@ -58,7 +58,8 @@ def test_a_calculator_speaks_for_its_head(path, molecule_atoms):
         committee = MLIPCalculator([path, path], head=name)
         assert committee.get_potential_energy(molecule_atoms) == pytest.approx(energy, rel=1e-13)
         atom = ase.Atoms("C", positions=[[0, 0, 0]])
-        assert calc.get_potential_energy(atom) == TABLES[HEADS.index(name)][6]
+        alone = TABLES[HEADS.index(name)][6]
+        assert calc.get_potential_energy(atom) == pytest.approx(alone, rel=1e-12)
         relaxed = Relaxer(path, head=name, steps=0).relax(molecule_atoms)
         assert relaxed.energy == pytest.approx(energy, rel=1e-13)
 
