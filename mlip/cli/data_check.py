@@ -32,6 +32,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("data", nargs="+", metavar=METAVAR)
     parser.add_argument("--json", metavar="OUT.json", help="write the findings here, too")
     parser.add_argument("--plot", metavar="OUT.png", help="draw a page of histograms")
+    parser.add_argument(
+        "--expect-frames", type=int, metavar="N", help="how many there must be in all files"
+    )
     parser.add_argument("--strict", action="store_true", help="warnings fail, too")
     parser.set_defaults(run=run)
 
@@ -46,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     files, options = split_words(args.data)
     if args.plot and Path(args.plot).suffix.lower() != ".png":
         raise ConfigError(f"{args.plot}: the page is drawn as PNG; name it .png")
-    examination = examine(files, options.pop("format", "auto"), **options)
+    form = options.pop("format", "auto")
+    examination = examine(files, form, expected=args.expect_frames, **options)
     print(text(examination), end="")
     if args.json:
         write_json(examination, args.json)

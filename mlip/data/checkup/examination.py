@@ -54,13 +54,18 @@ class Examination:
 
 
 def examine(
-    paths: Sequence[str | os.PathLike[str]], format: str = "auto", **options: Any
+    paths: Sequence[str | os.PathLike[str]],
+    format: str = "auto",
+    *,
+    expected: int | None = None,
+    **options: Any,
 ) -> Examination:
     """Read data and say what is wrong with it.
 
     Args:
         paths: each is one part (training, validation, ...): a file, a folder or a glob.
         format: of the files.
+        expected: how many frames there must be; None if that is not known.
         **options: of the reader, as `read_structures` takes them.
 
     Raises:
@@ -70,6 +75,9 @@ def examine(
     census = take_census(paths, format, **options)
     out = Examination(census)
     found = census.notes.findings(census.total)
+    if expected not in (None, census.total):
+        evidence = f"{census.total} were read, {expected} are expected"
+        found.append(Finding("frames-missing", census.total, expected or 0, (), evidence))
     for number, part in enumerate(census.parts):
         found += judge_labels(part)
         found += _judge_part(out, part, number)

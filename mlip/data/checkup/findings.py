@@ -30,6 +30,11 @@ KINDS: Final[dict[str, Kind]] = {
         "the file cannot be read to its end; what is behind is unread and unchecked",
         "copy or download it again, or do what the message says",
     ),
+    "frames-missing": Kind(
+        ERROR,
+        "there are fewer or more frames than expected",
+        "copy or download the files again: one that ends between two frames looks whole",
+    ),
     "not-finite": Kind(
         ERROR,
         "a coordinate, a lattice vector or a label is NaN or infinite",

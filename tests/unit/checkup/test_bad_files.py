@@ -73,6 +73,14 @@ def test_where_the_bytes_end_the_rest_is_called_unread(content, words, read, tmp
     assert "unread and unchecked" in text(examination)
 
 
+def test_a_file_cut_between_frames_looks_whole_unless_the_number_is_known(tmp_path):
+    path = tmp_path / "a.extxyz"
+    path.write_text(3 * GOOD)
+    assert "frames-missing" not in {f.kind for f in examine([path], expected=3).findings}
+    found = {f.kind: f for f in examine([path], expected=4).findings}
+    assert "3 were read, 4 are expected" in found["frames-missing"].evidence
+
+
 def test_one_cut_file_does_not_hide_the_others(tmp_path):
     good = save(tmp_path / "good.extxyz", frames_of("molecules")[:20])
     cut = tmp_path / "cut.extxyz"
