@@ -85,7 +85,7 @@ def test_tasks_of_an_array_and_a_merge(tmp_path, monkeypatch):
         (["nothing.extxyz", "s"], 1, "no such file"),
         (["s", "--merge"], 1, "no conversion is under way"),
         ([str(CRYSTALS), "s", "--expect-frames", "7"], 1, "expected 7"),
-        ([str(CRYSTALS), "s", "data.energy_unti=eV"], 1, ""),
+        ([str(CRYSTALS), "s", "data.energy_unti=eV"], 2, "did you mean 'energy_unit'"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, capsys, words, code, message):
