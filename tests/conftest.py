@@ -163,7 +163,9 @@ VARIANTS: dict[str, Variant] = {
     "facet-zbl": _facet(priors=("zbl",)),
     "nequip-charge": _nequip(charge_spin=True),
     "nequip-full": _nequip(parity="full", channels=(6, 4, 3), num_layers=4),  # 0o in the third
-    "nequip-L3": _nequip(channels=(6, 5, 4, 3)),
+    "nequip-L3": _nequip(  # the third layer is the first that paths of odd parity would reach
+        channels=(6, 5, 4, 3), num_layers=3, neighbor_exponent=1.0
+    ),
     "nequip-sevennet": _nequip(
         parity="none",
         self_connection="linear",

@@ -19,9 +19,18 @@ NEIGHBORS = "tests/unit/test_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 LOSS = "tests/unit/training/test_loss.py"
 OBJECTIVES = "tests/unit/training/test_objectives.py"
+TRANSIP = "tests/unit/test_transip.py"
+FRAMES = "tests/physics/test_frames.py"
+GROUPS = "tests/unit/test_symmetry.py"
+CALCULATOR = "tests/unit/test_calculator.py"
+COMPARE = "tests/integration/test_compare.py"
 
 POTENTIAL = "mlip/models/potential.py"
 FACET = "mlip/models/facet.py"
+NEQUIP = "mlip/models/nequip.py"
+ATTENTION = "mlip/models/attention.py"
+ROTATIONS = "mlip/symmetry.py"
+OBJECTIVE = "mlip/training/objectives.py"
 
 
 @dataclass(frozen=True)
@@ -363,8 +372,8 @@ TRAINING = (
     Bug(
         "frames of one material are split at random",
         "mlip/data/prepare.py",
-        'store.column("group")[usable]',
-        "usable",
+        'pool.store.column("group")[pool.rows]',
+        "pool.rows",
         (f"{DATA}::test_frames_of_one_material_stay_together",),
     ),
     Bug(
@@ -418,4 +427,271 @@ TRAINING = (
     ),
 )
 
-BUGS = (*MECHANICS, *LATTICE, *ENERGIES, *NETWORK, *TRAINING)
+# -- other architectures, rotations, objectives, comparisons --------------------------------------
+
+EQUIVARIANCE = (
+    Bug(
+        "a path of odd parity is let through",
+        NEQUIP,
+        '"natural": [(-1) ** degree]',
+        '"natural": [1]',
+        (
+            f"{SYMMETRY}::test_the_declared_symmetry_is_the_one_it_has[nequip-L3-molecule-rotoreflection]",
+        ),
+    ),
+    Bug(
+        "odd scalars pass through an even function",
+        NEQUIP,
+        "TANH_GAIN * torch.tanh(value)",
+        "TANH_GAIN * torch.tanh(value).abs()",
+        ("tests/unit/test_nequip.py::test_gate_is_e3nns[4x0e+3x0o+2x1e+3x1o]",),
+    ),
+    Bug(
+        "couplings are normalised by the neighbours' degree",
+        NEQUIP,
+        'device="cpu") * (2 * l3 + 1) ** 0.5',
+        'device="cpu") * (2 * l1 + 1) ** 0.5',
+        ("tests/unit/test_nequip.py::test_convolution_is_e3nns_tensor_product[natural]",),
+    ),
+    Bug(
+        "gates pass a second nonlinearity",
+        NEQUIP,
+        "value * gate for value, gate",
+        "value * torch.sigmoid(gate) for value, gate",
+        ("tests/unit/test_nequip.py::test_gate_is_e3nns[5x0e+3x1o+2x2e]",),
+    ),
+)
+
+ATTENDING = (
+    Bug(
+        "attention weights have no envelope",
+        ATTENTION,
+        "near = context.envelope[:, None] * torch.exp",
+        "near = torch.exp",
+        (
+            f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff[transip-first neighbour]",
+            f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff_of_a_crowded_site[transip]",
+        ),
+    ),
+    Bug(
+        "there is no null key",
+        ATTENTION,
+        "total = (itself + torch.exp(null - shift))",
+        "total = itself",
+        (f"{TRANSIP}::test_neighbour_attention_is_what_its_formula_says",),
+    ),
+    Bug(
+        "values are not turned back at the centre",
+        ATTENTION,
+        "self.out(_turn(torch.cat(out), cos, -sin).flatten(1))",
+        "self.out(torch.cat(out).flatten(1))",
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[whole]",),
+    ),
+    Bug(
+        "keys are turned against queries",
+        ATTENTION,
+        "(query * _turn(key, cos, sin))",
+        "(query * _turn(key, cos, -sin))",
+        (f"{TRANSIP}::test_neighbour_attention_is_what_its_formula_says",),
+    ),
+    Bug(
+        "packed molecules are cut one atom late",
+        ATTENTION,
+        "groups = [(count, size) for count, size in pairs if size]",
+        "groups = [(1, count * size) for count, size in pairs if size]",
+        (
+            f"{TRANSIP}::test_packed_attention_is_dense_attention[whole]",
+            f"{SYMMETRY}::test_batch_equals_single[transip-global]",
+        ),
+    ),
+    Bug(
+        "pieces of one molecule see only the keys of their piece",
+        ATTENTION,
+        "checkpoint(_attention, piece, *some[1:], use_reentrant=False, preserve_rng_state=False)",
+        "checkpoint(_attention, piece, *(x[:, :, : piece.shape[2]] for x in some[1:]), "
+        "use_reentrant=False)",
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[rows]",),
+    ),
+    Bug(
+        "exponentials are not shifted",
+        ATTENTION,
+        "shift = torch.maximum(own, null).detach()",
+        "shift = torch.zeros_like(own)",
+        (f"{TRANSIP}::test_weights_do_not_overflow",),
+    ),
+    Bug(
+        "atoms leave in the order of their molecules' sizes",
+        "mlip/models/transip.py",
+        "h = h[context.inverse]",
+        "h = h[:]",
+        (f"{SYMMETRY}::test_batch_equals_single[transip-global]",),
+    ),
+    Bug(
+        "molecules are centred after the cast",
+        ATTENTION,
+        "            positions\n            - mean_of_graphs(positions,",
+        "            positions.to(frequencies.dtype)\n            - mean_of_graphs(positions,",
+        (f"{TRANSIP}::test_precision_does_not_depend_on_the_origin",),
+    ),
+    Bug(
+        "direct forces have a net force",
+        "mlip/models/transip.py",
+        "forces = raw - net[geometry.batch]",
+        "forces = raw",
+        (f"{TRANSIP}::test_direct_forces_say_that_they_are_no_gradient[transip-global-direct]",),
+    ),
+    Bug(
+        "pairs push each other differently",
+        "mlip/models/transip.py",
+        "* a[context.source] * a[context.centre]",
+        "* a[context.source]",
+        (f"{TRANSIP}::test_direct_forces_say_that_they_are_no_gradient[transip-direct]",),
+    ),
+)
+
+TURNING = (
+    Bug(
+        "a frame is missing",
+        "mlip/models/frame_averaging.py",
+        "torch.tensor(signs), persistent=False)",
+        "torch.tensor(signs[1:]), persistent=False)",
+        (f"{FRAMES}::test_molecules_are_exact",),
+    ),
+    Bug(
+        "an axis has the wrong sign",
+        "mlip/models/frame_averaging.py",
+        "axes[:, :, 2:] * handed[:, None, None]",
+        "axes[:, :, 2:] * handed.abs()[:, None, None]",
+        (f"{FRAMES}::test_axes_are_a_right_handed_eigensystem",),
+    ),
+    Bug(
+        "frames are held fixed in the derivative",
+        "mlip/models/frame_averaging.py",
+        "axes = principal_axes(self.tensor(geometry))",
+        "axes = principal_axes(self.tensor(geometry)).detach()",
+        (f"{FRAMES}::test_forces_and_virial_are_derivatives",),
+    ),
+    Bug(
+        "direct forces stay in the frame",
+        "mlip/models/frame_averaging.py",
+        'torch.einsum("nxa,na->nx"',
+        'torch.einsum("nax,na->nx"',
+        (f"{FRAMES}::test_a_direct_head_is_turned_back",),
+    ),
+    Bug(
+        "a group lacks a rotation",
+        ROTATIONS,
+        "    return torch.stack(group)\n",
+        "    return torch.stack(group[:-1] or group)\n",
+        (
+            f"{GROUPS}::test_a_group_is_closed_and_proper",
+            f"{GROUPS}::test_the_average_is_equivariant_under_its_group",
+        ),
+    ),
+    Bug(
+        "forces are averaged without turning them back",
+        ROTATIONS,
+        'forces += torch.einsum("kyx,kny->nx", some, out.forces.view(k, n, 3))',
+        "forces += out.forces.view(k, n, 3).sum(0)",
+        (
+            f"{GROUPS}::test_the_average_is_equivariant_under_its_group",
+            f"{CALCULATOR}::test_averaged_forces_and_stress_are_derivatives",
+        ),
+    ),
+    Bug(
+        "stress is turned back the wrong way",
+        ROTATIONS,
+        'stress += torch.einsum("kyx,kbyz,kzw->bxw"',
+        'stress += torch.einsum("kxy,kbyz,kwz->bxw"',
+        (f"{CALCULATOR}::test_averaged_forces_and_stress_are_derivatives",),
+    ),
+    Bug(
+        "random rotations include reflections",
+        ROTATIONS,
+        "return q * torch.linalg.det(q)[:, None, None].sign()",
+        "return q",
+        (f"{GROUPS}::test_rotations_are_proper_and_cover_the_sphere",),
+    ),
+    Bug(
+        "only the last part of an average is divided",
+        ROTATIONS,
+        "        energy += out.energy.view(k, b).sum(0)",
+        "        energy = out.energy.view(k, b).sum(0) + 0 * energy",
+        (f"{GROUPS}::test_many_rotations_in_parts_are_the_same_average",),
+    ),
+    Bug(
+        "stress labels are not turned",
+        ROTATIONS,
+        "stress=q @ graph.stress @ q.transpose(1, 2)",
+        "stress=graph.stress",
+        (f"{LOSS}::test_augmentation_turns_labels_with_the_structure",),
+    ),
+    Bug(
+        "a calculator ignores its rotations",
+        "mlip/calculator.py",
+        "        if self.rotations > 1:\n            return group",
+        "        if self.rotations > 60:\n            return group",
+        (f"{CALCULATOR}::test_averaged_forces_and_stress_are_derivatives",),
+    ),
+)
+
+TEACHING = (
+    Bug(
+        "the latent is that of the structure before it was turned",
+        OBJECTIVE,
+        "prediction = potential(seen)\n        sums",
+        "prediction = potential(graph)\n        sums",
+        (OBJECTIVES + "::test_a_latent_that_turns_is_predicted_by_turning_it",),
+    ),
+    Bug(
+        "the latent term has its full weight from the start",
+        OBJECTIVE,
+        "self.weight * ramp * latent",
+        "self.weight * latent",
+        (OBJECTIVES + "::test_weight_and_warm_up",),
+    ),
+    Bug(
+        "augmentation shows the structure as it is",
+        OBJECTIVE,
+        "return rotated(graph, random_rotations(graph.num_graphs))",
+        "return graph",
+        (OBJECTIVES + "::test_rotations_change_what_is_seen_and_not_an_invariant_loss",),
+    ),
+    Bug(
+        "the error of the latent is not relative to its variance",
+        OBJECTIVE,
+        "latent.detach() / variance.clamp(min=1e-12)",
+        "latent.detach()",
+        (OBJECTIVES + "::test_a_collapsed_latent_shows",),
+    ),
+)
+
+COMPARING = (
+    Bug(
+        "runs on different data are compared in silence",
+        "mlip/report/compare.py",
+        "        if len(groups) > 1:\n",
+        "        if len(groups) > 26:\n",
+        (COMPARE + "::test_unequal_data_are_said[data]",),
+    ),
+    Bug(
+        "validation errors stand in for test errors",
+        "mlip/report/compare.py",
+        'PARTS = ("test", "val")',
+        'PARTS = ("val", "test")',
+        (COMPARE + "::test_one_table_one_figure_one_file",),
+    ),
+)
+
+BUGS = (
+    *MECHANICS,
+    *LATTICE,
+    *ENERGIES,
+    *NETWORK,
+    *TRAINING,
+    *EQUIVARIANCE,
+    *ATTENDING,
+    *TURNING,
+    *TEACHING,
+    *COMPARING,
+)

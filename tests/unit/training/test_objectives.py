@@ -135,6 +135,23 @@ def test_weight_and_warm_up(batch):
         assert added == pytest.approx(2.0 * share * size, rel=1e-9)
 
 
+def test_a_collapsed_latent_shows(batch):
+    """A latent a tenth the size is predicted a hundred times better, and its error is the same."""
+    objective, monitors = latent(), []
+    for linear in objective.transform[::2]:  # T predicts zero
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    for size in (1.3, 0.13):
+        potential = arrows()
+        nn.init.constant_(potential.model.scale, size)
+        torch.manual_seed(3)
+        monitors.append(objective(potential, batch, LOSS, 1.0).monitors)
+    whole, collapsed = monitors
+    for name, share in (("latent_loss", 0.01), ("latent_variance", 0.01), ("latent_error", 1.0)):
+        assert float(whole[name]) > 0.01
+        assert float(collapsed[name]) == pytest.approx(share * float(whole[name]), rel=1e-9)
+
+
 @pytest.mark.parametrize("stop", [True, False])
 def test_where_the_gradient_goes(stop, batch):
     """With T equal to zero the first view drops out, and what is left is the target's gradient."""
