@@ -33,6 +33,9 @@ class Pool:
     rows: np.ndarray  # of the store: what is used
     isolated: np.ndarray  # of the store: one-atom frames that define E0
     dropped: dict[str, np.ndarray] = field(default_factory=dict)  # of the store, by rule
+    weights: np.ndarray | None = (
+        None  # of the store's structures in the loss, the source's included
+    )
 
     @property
     def label(self) -> str:
@@ -136,12 +139,19 @@ def join(
     Returns:
         A store and the numbers of the structures in it.
     """
-    plain = sources == 1 and all(pool.source.weight == 1.0 for pool, _ in chosen)
+    weighed = any(p.weights is not None or p.source.weight != 1.0 for p, _ in chosen)
+    plain = sources == 1 and not weighed
     if plain and len(chosen) == 1:
         pool, rows = chosen[0]
         return pool.store, rows
     pieces = [
-        Piece(pool.store, pool.number, pool.head, pool.source.name, pool.source.weight)
+        Piece(
+            pool.store,
+            pool.number,
+            pool.head,
+            pool.source.name,
+            pool.source.weight if pool.weights is None else pool.weights,
+        )
         for pool, _ in chosen
     ]
     store = JoinedStore(pieces)

@@ -31,6 +31,7 @@ from mlip.data.stats import (
     energies_of_atoms,
     reference_energies,
 )
+from mlip.data.weights import weigh
 from mlip.errors import DataError
 from mlip.graph import AtomGraph
 
@@ -53,6 +54,7 @@ class PreparedData:
     sources: list[Source]
     chosen: Chosen
     dropped: list[Pool]  # those of which a filter took something
+    weighed: dict[str, int]  # structures of each config_type that has a weight
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -110,6 +112,7 @@ class PreparedData:
             f"elements {elements}",
             *(f"         {line}" for line in self.coverage.lines()),
             *self._dropped_lines(),
+            *(f"Weights  {n} structures of config_type {k}" for k, n in self.weighed.items()),
             *self._energy_lines(),
             f"Graph    cutoff {self.cutoff:g} A, neighbours mean {stats.avg_num_neighbors:.1f} max "
             f"{stats.max_num_neighbors}; typical |F| {stats.force_scale:.3f} eV/A",
@@ -186,6 +189,7 @@ def prepare_data(
     pools = open_pools(sources, cutoff, options.get("cache_dir"))
     notes = _isolated_notes(pools, len(sources))
     dropped = drop_filtered(pools)
+    weighed = weigh(pools)
     splits = _split(pools, seed)
     chosen = _choose(pools, splits)
     _refuse_new_elements(chosen, head_names(sources))
@@ -219,6 +223,7 @@ def prepare_data(
         sources=sources,
         chosen=chosen,
         dropped=[pool for pool in pools if pool.dropped],
+        weighed=weighed,
         notes=notes + splits.notes,
     )
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from mlip.data.filters import Filter
 from mlip.data.store import Store, open_store
+from mlip.data.weights import parse_weights
 from mlip.errors import ConfigError
 
 DEFAULT_HEAD: Final = "default"
@@ -27,7 +28,9 @@ READER_OPTIONS: Final = (
 )  # fmt: skip
 # What a source may say for itself; `data.KEY` is the default of those that exist there.
 OWN: Final = ("name", "path", "val", "test", "head", "sampling", "weight", "labels")
-SHARED: Final = ("val_fraction", "test_fraction", "format", "e0", "keys", "filter", *READER_OPTIONS)
+SHARED: Final = (
+    "val_fraction", "test_fraction", "format", "e0", "keys", "filter", "weights", *READER_OPTIONS,
+)  # fmt: skip
 LABELS: Final = ("energy", "forces", "stress")
 
 
@@ -45,6 +48,7 @@ class Source:
     test_fraction: float = 0.0
     sampling: float = 1.0  # how often each structure comes in an epoch, on average
     weight: float = 1.0  # of its structures in the loss
+    weights: Mapping[str, float] = field(default_factory=dict)  # times it, by config_type
     labels: tuple[str, ...] = LABELS  # what is expected of it, of those that are trained on
     filter: Filter = field(default_factory=Filter)
 
@@ -118,6 +122,7 @@ def _source(entry: Any, place: str, options: Mapping[str, Any]) -> Source:
         test_fraction=0.0 if "test" in paths else _number(value, "test_fraction", place, below=1.0),
         sampling=_number({"sampling": 1.0, **entry}, "sampling", place, above=0.0),
         weight=_number({"weight": 1.0, **entry}, "weight", place, above=0.0),
+        weights=parse_weights(value.get("weights"), f"{place}.weights"),
         labels=_labels(entry.get("labels"), place),
         filter=Filter.parse(value.get("filter"), f"{place}.filter"),
     )

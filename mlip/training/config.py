@@ -24,6 +24,7 @@ from mlip.training.config_checks import Config, check_config
 TEXT = ("name", "out_dir", "data.train", "data.val", "data.test", "data.cache_dir", "data.group")
 OPEN = (
     "data.e0",
+    "data.weights",
     "data.train",
     "data.val",
     "data.test",

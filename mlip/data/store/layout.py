@@ -24,7 +24,7 @@ from mlip.atomic import atomic_write
 from mlip.errors import CorruptDataError, DataError
 
 FORMAT: Final = "mlip-store"
-VERSION: Final = 3  # of this layout and of the readers' meaning; raise it when either changes
+VERSION: Final = 4  # of this layout and of the readers' meaning; raise it when either changes
 MANIFEST: Final = "manifest.json"
 CONVERSION: Final = "conversion.json"  # what is being made; gone when it is
 SHARDS: Final = "shards"
@@ -62,13 +62,19 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "num_atoms": Column("graph", (), "<i4"),
     "start": Column("graph", (), "<i8"),  # first atom, counted from the beginning of the shard
     "group": Column("graph", (), "<u8"),  # hash of the split key; equal = never separated
+    "config_type": Column("graph", (), "<u8"),  # hash of it (`hash_of`), 0 = none: for weights
 }
-INTERNAL: Final = ("num_atoms", "start", "group")
+INTERNAL: Final = ("num_atoms", "start", "group", "config_type")
 
 
 def digest(data: Any = b"") -> Any:
     """Return the hash object that all checksums of a store are made with."""
     return hashlib.blake2b(data, digest_size=16)
+
+
+def hash_of(text: bytes) -> int:
+    """Return the 64 bits that stand for a text in a column."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from mlip.data.readers import Frame, Piece
-from mlip.data.store.layout import COLUMNS, EDGE_CUTOFF, LABELS, SHARD, digest, write_json
+from mlip.data.store.layout import (
+    COLUMNS,
+    EDGE_CUTOFF,
+    LABELS,
+    SHARD,
+    digest,
+    hash_of,
+    write_json,
+)
 from mlip.data.store.overlaps import MIN_DISTANCE, find_overlap
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
@@ -115,6 +122,7 @@ class ShardWriter:
             "num_atoms": counts,
             "start": self._record["atoms"] + np.cumsum(counts) - counts,
             "group": np.array([_group(f) for f in frames], dtype=np.uint64),
+            "config_type": np.array([_config_type(f) for f in frames], dtype=np.uint64),
         }
         for name in ("forces", "magmoms"):
             empty = np.full((int(counts.max()), *COLUMNS[name].shape), np.nan)
@@ -155,4 +163,9 @@ def _group(frame: Frame) -> int:
             np.ascontiguousarray(a).tobytes()
             for a in (frame.numbers, np.round(frame.positions, 6) + 0.0, frame.cell)
         )
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return hash_of(text)
+
+
+def _config_type(frame: Frame) -> int:
+    name = frame.info.get("config_type")
+    return 0 if name is None else hash_of(str(name).encode())

@@ -363,3 +363,36 @@ def test_a_filter_is_for_held_out_structures_too(files):
     data = prepare(None, train=files["salt"], val=files["salt"], filter={"max_force": 0.95})
     assert data.size("val") == 9
     assert data.stats.dropped == {"data": {"max_force": 3}, "data (val)": {"max_force": 3}}
+
+
+# -- weights -------------------------------------------------------------------------------------
+
+
+def test_weights_by_config_type(files, tmp_path):
+    """They multiply the source's and the file's own; what is not named keeps those."""
+    frames = crystals()
+    for k, atoms in enumerate(frames):
+        atoms.info["config_type"] = ["bulk", "surface", "liquid"][k % 3]
+    frames[1].info["config_weight"] = 0.5
+    path = saved(tmp_path / "kinds.extxyz", frames)
+    wanted = [{"surface": 8.0, "bulk": 0.5}.get(a.info["config_type"], 1.0) for a in frames]
+    wanted[1] *= 0.5
+    plain = prepare(None, train=path, weights={"surface": 8, "bulk": 0.5}, val_fraction=0)
+    assert "Weights  4 structures of config_type surface" in plain.summary()
+    mixed = prepare(
+        [
+            {"path": path, "weights": {"surface": 4, "bulk": 0.25}, "weight": 2, "val_fraction": 0},
+            {"path": files["gas"], "head": "hybrid"},
+        ]
+    )
+    for data, factor in ((plain, 1.0), (mixed, 2.0)):
+        store, rows = data.parts["train"]
+        found = [float(store.arrays(int(i))["weight"][0]) for i in rows[:12]]
+        liquid = [k for k in range(12) if k % 3 == 2]
+        expected = [w * factor if k in liquid else w for k, w in enumerate(wanted)]
+        assert found == expected
+    with pytest.raises(DataError, match=r"config_type='srface'; .* have bulk, liquid, surface"):
+        prepare(None, train=path, weights={"srface": 2.0})
+    for bad in (2.0, {"bulk": -1}, {"bulk": "x"}, {}):
+        with pytest.raises(ConfigError, match=r"data\.weights"):
+            prepare(None, train=path, weights=bad)
