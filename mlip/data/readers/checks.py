@@ -121,8 +121,8 @@ def _spanned(vectors: list[list[float]]) -> float:
 
 def hill_formula(numbers: NDArray[np.int64]) -> str:
     """Return the composition in Hill order: C, H, then alphabetical, e.g. `C2H6O`."""
-    values, counts = np.unique(numbers, return_counts=True)
-    by_symbol = {chemical_symbols[z]: int(c) for z, c in zip(values, counts, strict=True)}
+    counts = np.bincount(numbers)
+    by_symbol = {chemical_symbols[z]: int(counts[z]) for z in np.flatnonzero(counts)}
     first = [s for s in ("C", "H") if s in by_symbol] if "C" in by_symbol else []
     order = first + sorted(set(by_symbol) - set(first))
     return "".join(f"{s}{by_symbol[s] if by_symbol[s] > 1 else ''}" for s in order)

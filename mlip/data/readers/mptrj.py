@@ -24,6 +24,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.collector import no_collector
 from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
 from mlip.units import stress_factor
@@ -34,34 +35,38 @@ KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 
 # A value ends and a new key follows: the end of a material wherever the braces are balanced.
 _BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
+_MAY_END: Final = b"}{ \t\r\n"  # before the last brace of a material; a frame ends in a value
 _OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _FRAME_ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")  # task, calculation, ionic step
 _ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
 
 
-class _Species(msgspec.Struct):
+_WHOLE: Final = {(symbol, 1.0): number for symbol, number in atomic_numbers.items()}
+
+
+class _Species(msgspec.Struct, gc=False):
     element: str
     occu: float = 1.0
 
 
-class _Site(msgspec.Struct):
+class _Site(msgspec.Struct, gc=False):
     species: list[_Species]
     abc: tuple[float, float, float] | None = None
     xyz: tuple[float, float, float] | None = None
 
 
-class _Lattice(msgspec.Struct):
+class _Lattice(msgspec.Struct, gc=False):
     matrix: list[tuple[float, float, float]]
     pbc: tuple[bool, bool, bool] = (True, True, True)
 
 
-class _Structure(msgspec.Struct):
+class _Structure(msgspec.Struct, gc=False):
     lattice: _Lattice
     sites: list[_Site]
 
 
-class _Frame(msgspec.Struct):
+class _Frame(msgspec.Struct, gc=False):
     structure: _Structure
     uncorrected_total_energy: float | None = None
     corrected_total_energy: float | None = None
@@ -155,6 +160,8 @@ def _pieces(path: Path, span: tuple[int, int] | None = None) -> Iterator[tuple[i
         while True:
             for match in _BOUNDARY.finditer(buffer, max(start, counted - 1)):
                 stop = match.start() + 1
+                if buffer[stop - 2] not in _MAY_END:
+                    continue  # the end of a frame
                 depth += buffer.count(b"{", counted, stop) - buffer.count(b"}", counted, stop)
                 counted = stop
                 if depth == 0:
@@ -197,7 +204,8 @@ def _last_pieces(buffer: bytes, base: int, start: int, end: bytes) -> Iterator[t
 
 def _decode(text: memoryview, place: str) -> _Material:
     try:
-        return _DECODER.decode(text)
+        with no_collector():
+            return _DECODER.decode(text)
     except msgspec.ValidationError as error:
         raise DataError(f"{place}: {error}; this is not the MPtrj layout, correct it") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -214,13 +222,11 @@ def _decode(text: memoryview, place: str) -> _Material:
 
 def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame:
     where = f"{mp_id}, {frame_id}"
-    numbers, fractional = [], []
+    sites = frame.structure.sites
     matrix = np.array(frame.structure.lattice.matrix, dtype=np.float64)
-    for i, site in enumerate(frame.structure.sites):
-        numbers.append(_atomic_number(site, f"{path}: {where}: site {i}"))
-        fractional.append(site.abc)
+    fractional = [site.abc for site in sites]
     if None in fractional:
-        positions = np.array([site.xyz for site in frame.structure.sites], dtype=np.float64)
+        positions = np.array([site.xyz for site in sites], dtype=np.float64)
     else:
         positions = np.array(fractional, dtype=np.float64).reshape(-1, 3) @ matrix
     results: dict[str, Any] = {
@@ -235,7 +241,7 @@ def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame
     if parts := _FRAME_ID.fullmatch(frame_id):  # as the other packagings of MPtrj have it
         info.update(task_id=parts[1], calc_id=int(parts[2]), ionic_step=int(parts[3]))
     return RawFrame(
-        numbers=np.array(numbers, dtype=np.int64),
+        numbers=_atomic_numbers(sites, f"{path}: {where}"),
         positions=positions,
         cell=matrix,
         pbc=frame.structure.lattice.pbc,
@@ -243,6 +249,16 @@ def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame
         info={k: v for k, v in info.items() if v is not None},
         where=where,
     )
+
+
+def _atomic_numbers(sites: list[_Site], place: str) -> NDArray[np.int64]:
+    try:
+        numbers = [
+            _WHOLE[species.element, species.occu] for (species,) in [s.species for s in sites]
+        ]
+    except (KeyError, ValueError):  # something is unusual: look closely, and say at which site
+        numbers = [_atomic_number(site, f"{place}: site {i}") for i, site in enumerate(sites)]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _atomic_number(site: _Site, place: str) -> int:

@@ -19,6 +19,7 @@ from ase.constraints import dict2constraint
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.collector import no_collector
 from mlip.errors import CorruptDataError, DataError
 
 MAX_ELEMENTS: Final = 50_000_000
@@ -38,7 +39,8 @@ def parse_json(text: bytes | memoryview, place: str) -> Any:
         CorruptDataError: it is not JSON.
     """
     try:
-        return orjson.loads(text)
+        with no_collector():
+            return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
