@@ -118,6 +118,8 @@ def _compose(groups: Mapping[str, str]) -> Config:
     config: Config = {str(k): v for k, v in out.items()}
     for part in ("train", "val", "test"):
         config["data"][part] = _shipped(config["data"][part])
+    for source in config["data"]["sources"] or []:
+        source["path"] = _shipped(source["path"])
     config["model"].setdefault("frames", "none")  # an option of every architecture
     return config
 

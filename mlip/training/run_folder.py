@@ -16,6 +16,7 @@ import yaml
 
 from mlip.atomic import free_bytes
 from mlip.data.prepare import PreparedData
+from mlip.data.sources import parse_sources
 from mlip.errors import CheckpointError, ConfigError
 from mlip.potential_file import package_versions
 from mlip.training.checkpoint import read_checkpoint
@@ -116,6 +117,8 @@ def require_same_run(config: Config, data: PreparedData, checkpoint: Path) -> No
         before = yaml.safe_load((old / "config.yaml").read_text())
         pairs = [(f"model.{k}", k, before["model"], config["model"]) for k in config["model"]]
         pairs.append(("optimizer", "name", before["optimizer"], config["optimizer"]))
+        then, now = _heads(before), _heads(config)
+        pairs.append(("the heads of data.sources", "heads", then, now))
         pairs.append(("trainer.precision", "precision", before["trainer"], config["trainer"]))
         for key, name, then, now in pairs:
             if then.get(name) != now[name]:
@@ -134,6 +137,11 @@ def require_same_run(config: Config, data: PreparedData, checkpoint: Path) -> No
                     f"{sum(map(len, rows_then))} structures, now {sum(map(len, rows_now))}); give "
                     "the same data.* and seed to continue, or begin a new run"
                 )
+
+
+def _heads(config: Config) -> dict[str, list[str]]:
+    """Return the level of theory of each source, in order."""
+    return {"heads": [source.head for source in parse_sources(config["data"])]}
 
 
 def record_start(config: Config, data: PreparedData, out_dir: Path) -> None:
