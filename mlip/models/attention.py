@@ -26,6 +26,7 @@ from mlip.models.potential import Geometry
 from mlip.models.radial import BesselBasis, polynomial_envelope
 
 EPS = 1e-6  # added to mean squares of order one
+EXPONENT = 50.0  # e^50 is 1/u for the smallest envelope u > 0 that single precision can have
 MAX_WEIGHTS = 2**24  # attention weights computed at once, all heads together
 
 
@@ -176,11 +177,15 @@ class NeighbourAttention(_Heads):
         own = (q * k).sum(2)  # (N, H)
         logits = (query * _turn(key, cos, sin)).sum(2) + self.bias(context.features)
         null = self.null.expand_as(own)
-        # Any shift gives the same weights and none of their derivatives: a constant will do.
+        # Any shift gives the same weights and none of their derivatives: a constant will do. The
+        # exponent of the largest term, envelope included, keeps the denominator at one or more.
         shift = torch.maximum(own, null).detach()
         index = centre[:, None].expand_as(logits)
-        shift = shift.scatter_reduce(0, index, logits.detach(), "amax")
-        near = context.envelope[:, None] * torch.exp(logits - shift.index_select(0, centre))
+        largest = logits.detach() + context.envelope.detach().log()[:, None]
+        shift = shift.scatter_reduce(0, index, largest, "amax")
+        # bounded for edges of zero envelope, which the shift does not know
+        exponent = (logits - shift.index_select(0, centre)).clamp(max=EXPONENT)
+        near = context.envelope[:, None] * torch.exp(exponent)
         itself = torch.exp(own - shift)
         total = (itself + torch.exp(null - shift)).index_add(0, centre, near)
         scale = 1.0 + self.filter(context.features).unflatten(1, (self.num_heads, -1))

@@ -65,7 +65,11 @@ def polynomial_envelope(x: Tensor, p: int) -> Tensor:
         x: (E,) distance over cutoff.
         p: order; larger falls later and steeper.
 
-    Source: Gasteiger et al. 2020, eq. 8.
+    Source: Gasteiger et al. 2020, eq. 8, 1 − (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) − p(p+1)/2 x^(p+2),
+    with its threefold zero taken out: (1 − x)³ Σ_k (k+1)(k+2)/2 x^k, k < p. As written there, terms
+    of order p² cancel, and in single precision the sum is below zero in front of the cutoff.
     """
-    a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
-    return torch.where(x < 1, 1 + x**p * (a + x * (b + x * c)), 0.0)
+    total = torch.full_like(x, p * (p + 1) / 2)
+    for k in reversed(range(p - 1)):
+        total = total * x + (k + 1) * (k + 2) / 2
+    return torch.where(x < 1, (1 - x) ** 3 * total, 0.0)

@@ -520,6 +520,24 @@ ATTENDING = (
         (f"{TRANSIP}::test_weights_do_not_overflow",),
     ),
     Bug(
+        "exponentials are shifted as if there were no envelope",
+        ATTENTION,
+        "logits.detach() + context.envelope.detach().log()[:, None]",
+        "logits.detach()",
+        (f"{TRANSIP}::test_a_dominant_neighbour_at_the_cutoff_has_finite_second_derivatives",),
+    ),
+    Bug(
+        "the envelope is summed as printed in its paper",
+        "mlip/models/radial.py",
+        "torch.where(x < 1, (1 - x) ** 3 * total, 0.0)",
+        "torch.where(x < 1, 1 - x**p * ((p + 1) * (p + 2) / 2 - p * x * (p + 2 - x * (p + 1) / 2)),"
+        " 0.0)",
+        (
+            "tests/unit/test_radial.py::"
+            "test_the_envelope_is_its_papers_formula_and_ends_as_well_in_single_precision",
+        ),
+    ),
+    Bug(
         "atoms leave in the order of their molecules' sizes",
         "mlip/models/transip.py",
         "h = h[context.inverse]",

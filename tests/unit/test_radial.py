@@ -30,6 +30,20 @@ def test_the_envelope_is_one_at_zero_and_flat_to_second_order_at_one(power):
     assert (inside.diff() <= 1e-12).all(), "it falls and never rises"
 
 
+@pytest.mark.parametrize("power", [2, 3, 6, 9])
+def test_the_envelope_is_its_papers_formula_and_ends_as_well_in_single_precision(power):
+    """Terms that cancel at the end would leave noise, in front of the cutoff even below zero."""
+    x = torch.linspace(0.0, 1.0, 10_001)[:-1]
+    exact = polynomial_envelope(x.double(), power)
+    a, b, c = -(power + 1) * (power + 2) / 2, power * (power + 2), -power * (power + 1) / 2
+    paper = 1 + a * x.double() ** power + b * x.double() ** (power + 1)
+    torch.testing.assert_close(exact, paper + c * x.double() ** (power + 2), rtol=0, atol=1e-13)
+    # a few roundings of 6e-8 for each of p sums and products
+    single = polynomial_envelope(x, power).double()
+    torch.testing.assert_close(single, exact, rtol=4 * power * 6e-8, atol=0)
+    assert (single > 0).all()
+
+
 @pytest.mark.parametrize("basis", BASES)
 def test_value_slope_and_curvature_vanish_at_the_cutoff(basis):
     module = basis(5.0).double()

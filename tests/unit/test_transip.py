@@ -210,6 +210,26 @@ def test_weights_do_not_overflow():
     assert torch.isfinite(torch.autograd.grad(out.sum(), h)[0]).all()
 
 
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-8])
+def test_a_dominant_neighbour_at_the_cutoff_has_finite_second_derivatives(gap):
+    """Where its weight is small times huge, the denominator must not be: 1/x² would overflow."""
+    block = layer(NeighbourAttention, 24, 5.0).float()
+    with torch.no_grad():
+        block.norm_q.weight.fill_(300.0)
+    graph = AtomGraph.from_atoms(ase.Atoms("CO", [[0, 0, 0], [CUTOFF - gap, 0, 0]]), CUTOFF)
+    potential = build("transip").float()
+    g = potential._geometry(graph, differentiate=True)[0]
+    context = Neighbourhoods.build(g, potential.model.basis, FREQUENCIES.float())
+    h = torch.randn(2, 12, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    with torch.no_grad():
+        logits = (block.project(h)[0] * block.project(h)[1].flip(0)).sum(2)
+    assert logits.max() > 100, "no neighbour dominates"
+    (first,) = torch.autograd.grad(block(h, context).sum(), g.edge_vectors, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), h)
+    assert torch.isfinite(first).all()
+    assert torch.isfinite(second).all()
+
+
 # -- direct forces -------------------------------------------------------------------------------
 
 
