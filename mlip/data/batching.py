@@ -19,7 +19,6 @@ from mlip.data.plan import Budget, Plan, draw_order, pack, share_evenly
 from mlip.data.sources import AnyStore
 from mlip.errors import DataError
 from mlip.graph import AtomGraph, add_edges
-from mlip.neighbors import neighbor_list
 
 __all__ = ["Budget", "GraphLoader", "auto_workers", "collate_indices"]
 
@@ -47,7 +46,6 @@ class GraphLoader:
         repeats: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
-        oversized: Literal["error", "skip"] = "error",
         start_method: Literal["fork", "spawn", "forkserver"] = "fork",
         prefetch: int = 2,
         pin_memory: bool | None = None,
@@ -67,7 +65,6 @@ class GraphLoader:
             rank: which of the processes that train together this is.
             world_size: their number. All give the same number of batches and together every
                 structure; see `share_evenly` for what does not divide.
-            oversized: what to do with structures that alone are larger than the budget.
             start_method: of the workers.
             prefetch: batches that each worker makes ahead.
             pin_memory: put batches into page-locked memory; default: if there is a GPU.
@@ -91,9 +88,9 @@ class GraphLoader:
         repeats = None if repeats is None else _checked(repeats, len(indices))
         self._sizes = {
             "max_atoms": store.num_atoms[indices],
-            "max_edges": _count_edges(store, indices, cutoff) if budget.max_edges else None,
+            "max_edges": store.edge_counts(cutoff)[indices] if budget.max_edges else None,
         }
-        fits = self._fitting(indices, oversized)
+        fits = self._fitting(indices)
         self.skipped = int((~fits).sum())
         if self.skipped:
             indices = indices[fits]
@@ -149,7 +146,7 @@ class GraphLoader:
         """Make the next pass that of `epoch`, from its beginning."""
         self.epoch, self.done, self._skip, self._begun = epoch, 0, 0, False
 
-    def _fitting(self, indices: np.ndarray, oversized: str) -> np.ndarray:
+    def _fitting(self, indices: np.ndarray) -> np.ndarray:
         """Return which structures are within the budget; name the worst of the others."""
         fits = np.ones(len(indices), dtype=bool)
         for key, size in self._sizes.items():
@@ -161,7 +158,7 @@ class GraphLoader:
                 f"{self.store.where(int(indices[worst]))} has {int(size[worst])} {key[4:]}, more "
                 f"than data.{key}={limit}"
             )
-            if oversized == "error":
+            if self.budget.oversized == "error":
                 raise DataError(
                     f"{found} ({int(large.sum())} of {len(size)} structures have more); raise it, "
                     "drop the structures or leave them out by data.oversized=skip"
@@ -188,15 +185,6 @@ def _checked(repeats: np.ndarray, n: int) -> np.ndarray:
     if repeats.shape != (n,) or not np.isfinite(repeats).all() or (repeats < 0).any():
         raise ValueError(f"repeats must be {n} finite numbers of zero or more, one a structure")
     return repeats
-
-
-def _count_edges(store: AnyStore, indices: np.ndarray, cutoff: float) -> np.ndarray:
-    out = np.zeros(len(indices), dtype=np.int64)
-    for k, i in enumerate(indices):
-        s = store.arrays(int(i))
-        edges, _ = neighbor_list(s["positions"], s["cell"][0], s["pbc"][0], cutoff)
-        out[k] = edges.shape[1]
-    return out
 
 
 def auto_workers(setting: Any, num_structures: int) -> int:

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
+
+from mlip.errors import ConfigError
 
 BLOCK: Final = 1 << 20  # structures packed at a time, so that cumulative sums stay small
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of one batch; None = no limit."""
+    """Limits of one batch; None = no limit.
+
+    Attributes:
+        batch_size: structures.
+        max_atoms: atoms of all of them.
+        max_edges: directed edges of all of them.
+        oversized: what to do with a structure that is too large for any batch.
+    """
 
     batch_size: int | None = 16
     max_atoms: int | None = None
     max_edges: int | None = None
+    oversized: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        if self.oversized not in ("error", "skip"):
+            raise ConfigError(f"data.oversized={self.oversized}; expected error or skip")
 
 
 @dataclass(frozen=True)

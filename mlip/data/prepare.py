@@ -218,7 +218,12 @@ def prepare_data(
         coverage=coverage(parts),
         splits=splits,
         cutoff=cutoff,
-        budget=Budget(options["batch_size"], options["max_atoms"], options["max_edges"]),
+        budget=Budget(
+            options["batch_size"],
+            options["max_atoms"],
+            options["max_edges"],
+            options.get("oversized", "error"),
+        ),
         num_workers=options["num_workers"],
         sources=sources,
         chosen=chosen,

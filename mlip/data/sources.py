@@ -270,6 +270,10 @@ class JoinedStore:
             counts[np.ix_(owner == k, np.searchsorted(species, own))] = part
         return counts, species
 
+    def edge_counts(self, cutoff: float) -> np.ndarray:
+        """Return the edges of every structure within a cutoff (Å), (structures,)."""
+        return np.concatenate([piece.store.edge_counts(cutoff) for piece in self.pieces])
+
     def where(self, index: int) -> str:
         """Say which frame of which file a structure is, for messages."""
         piece, row = self._find(index)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip.data.store.edges import edge_counts
 from mlip.data.store.layout import COLUMNS, INTERNAL, SHARDS, Column, read_manifest
 
 
@@ -128,6 +129,10 @@ class Store:
             lengths = num_atoms[chosen]
             within = np.arange(lengths.sum()) - np.repeat(_bounds(lengths)[:-1], lengths)
             yield np.repeat(wanted, lengths), numbers[np.repeat(start[chosen], lengths) + within]
+
+    def edge_counts(self, cutoff: float) -> np.ndarray:
+        """Return the edges of every structure within a cutoff (Å), (structures,)."""
+        return edge_counts(self, cutoff)
 
     def where(self, index: int) -> str:
         """Say which frame of which file a structure is, for messages."""
