@@ -19,6 +19,7 @@ import torch
 from mlip.calculator import MLIPCalculator, carry_state
 from mlip.dynamics import run_md
 from mlip.errors import MLIPError
+from mlip.potential_file import read_metadata
 
 TARGETS = (1, 64, 256)  # fewest atoms of the three sizes
 GAP = 3.0  # Å between the boxes around neighbouring molecules
@@ -122,7 +123,7 @@ def measure(
     """
     out: list[dict[str, Any]] = [{} for _ in paths]
     problems: list[str] = []
-    calculators = {k: MLIPCalculator(path, device=device) for k, path in enumerate(paths)}
+    calculators = {k: _calculator(path, atoms, device=device) for k, path in enumerate(paths)}
     if atoms.pbc.any():
         for k, calculator in list(calculators.items()):
             if not calculator.potential.accepts_periodic:
@@ -135,11 +136,19 @@ def measure(
     start = next(size for size in three_sizes(atoms) if len(size) > 1)
     for k in calculators:
         try:
-            exact = MLIPCalculator(paths[k], device=device, dtype="float64")
+            exact = _calculator(paths[k], atoms, device=device, dtype="float64")
             out[k]["nve"] = {**nve_ratio(exact, start), "atoms": len(start)}
         except MLIPError as error:
             problems.append(f"{paths[k]}: no NVE ratio: {error}")
     return out, problems
+
+
+def _calculator(path: str, atoms: ase.Atoms, **options: Any) -> MLIPCalculator:
+    """Return a calculator of the first head that knows the elements: all cost the same."""
+    document, symbols = read_metadata(path), set(atoms.symbols)
+    heads = document["head_names"]
+    knowing = [h for h, table in zip(heads, document["e0"], strict=True) if symbols <= set(table)]
+    return MLIPCalculator(path, head=(knowing or heads)[0], **options)
 
 
 def _supercell(atoms: ase.Atoms, target: int) -> ase.Atoms:

@@ -114,6 +114,13 @@ def test_evaluate_by_head(run, tmp_path, capsys):
     assert "--head" in capsys.readouterr().err
 
 
+def test_runs_with_heads_are_compared(run, tmp_path):
+    """Speed is that of a head which knows the structure."""
+    assert main(["compare", str(run.out_dir), "--output", str(tmp_path / "compared")]) == 0
+    document = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert document["runs"][0]["speed"][0]["us_per_atom"] > 0
+
+
 def test_a_run_does_not_go_on_with_other_heads(run):
     turned = [{**SOURCES[0], "head": "wb97m"}, {**SOURCES[1], "head": "pbe"}]
     with pytest.raises(CheckpointError, match=r"heads of data\.sources"):
