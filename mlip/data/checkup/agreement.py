@@ -16,6 +16,7 @@ from mlip.units import energy_factor, force_factor, stress_factor
 FEWEST: Final = 5  # pairs in which a label matters
 EXPLAINED: Final = 0.3  # share of the changes of the energy that a label must explain to be judged
 RIGHT: Final = 1.5  # slopes between 1/1.5 and 1.5 are right: the nearest wrong unit is 0.53
+SURE: Final = (30, 2.5)  # with fewer pairs, a slope within this factor of 1 is not called wrong
 NAMED: Final = 1.3  # a slope within this factor of a unit's is called by its name
 UNRELATED: Final = (30, 0.05)  # pairs, and the share they explain, for labels that do not belong
 _ENERGY_UNITS: Final = ("eV", "hartree", "kcal/mol", "kJ/mol", "rydberg")
@@ -33,7 +34,7 @@ class Slope:
     Attributes:
         value: 1 if they agree; None if it cannot be told.
         pairs: pairs of neighbouring frames in which the label matters.
-        explained: share of the changes of the energy that the label explains.
+        explained: share of the typical change of the energy that the label explains.
         reason: why it cannot be told.
     """
 
@@ -71,26 +72,38 @@ def slopes(pairs: NDArray[np.void]) -> tuple[Slope, Slope, float]:
         fitted = _least_deviation(terms, energy, size)
         factor = np.where(fitted != 0, np.abs(fitted), factor)
         size = scales @ factor
-    nothing = float((np.abs(energy) / size).sum())
-    rest = float((np.abs(energy - terms @ fitted) / size).sum())
-    together = 1.0 - rest / nothing if nothing > 0 else 0.0
+    everything = np.ones(len(energy), dtype=bool)
+    rest = (energy - terms @ fitted) / size
+    together = _explained(rest, energy / size, everything)
     out = []
-    for k in range(2):
-        matters = int((scales[:, k] * factor[k] > 0.1 * size).sum())
-        without = fitted.copy()
-        without[k] = 0.0
-        without[1 - k] = _least_deviation(terms[:, [1 - k]], energy, size)[0]
-        left = float((np.abs(energy - terms @ without) / size).sum())
-        explained = 1.0 - rest / left if left > 0 else 0.0
-        if matters < FEWEST:
-            what = "atoms" if k == 0 else "volumes"
-            out.append(Slope(None, matters, explained, f"{what} hardly move between frames"))
+    for k, what in enumerate(("atoms", "volumes")):
+        matters = scales[:, k] * factor[k] > 0.1 * size
+        other = terms[:, [1 - k]]
+        without = (energy - other @ _least_deviation(other, energy, size)) / size
+        explained = _explained(rest, without, matters)
+        if (count := int(matters.sum())) < FEWEST:
+            out.append(Slope(None, count, explained, f"{what} hardly move between frames"))
         elif explained < EXPLAINED or fitted[k] == 0:
-            share = f"only {max(explained, 0):.0%} of the changes of the energy come from it"
-            out.append(Slope(None, matters, explained, share))
+            share = f"they explain only {explained:.0%} of the changes of the energy"
+            out.append(Slope(None, count, explained, share))
         else:
-            out.append(Slope(float(1.0 / fitted[k]), matters, explained))
+            out.append(_slope(float(1.0 / fitted[k]), count, explained))
     return out[0], out[1], together
+
+
+def _slope(value: float, pairs: int, explained: float) -> Slope:
+    slope = Slope(value, pairs, explained)
+    if slope.right or pairs >= SURE[0] or not 1 / SURE[1] < value < SURE[1]:
+        return slope
+    return Slope(None, pairs, explained, f"{value:.2g} times, but from {pairs} pairs only")
+
+
+def _explained(
+    rest: NDArray[np.float64], without: NDArray[np.float64], where: NDArray[np.bool_]
+) -> float:
+    """Return the share by which a term reduces the typical (median) deviation."""
+    typical = float(np.median(np.abs(without[where]))) if where.any() else 0.0
+    return max(1.0 - float(np.median(np.abs(rest[where]))) / typical, 0.0) if typical > 0 else 0.0
 
 
 def _least_deviation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from checkup_data import frames_of, save
 
@@ -85,6 +86,13 @@ def test_atoms_far_apart_count(tmp_path):
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0)
         pair.append(atoms)
     assert "duplicate" not in found_in(save(tmp_path / "a.extxyz", pair))
+
+
+def test_lonely_atoms_count(tmp_path):
+    """No pair within the cutoff at all."""
+    pair = [Atoms("He2", [[0, 0, 0], [0, 0, d]]) for d in (6.0, 7.0)]
+    assert "duplicate" not in found_in(save(tmp_path / "a.extxyz", pair))
+    assert "duplicate" in found_in(save(tmp_path / "b.extxyz", [*pair, pair[0]]))
 
 
 def test_the_same_structure_with_two_energies(tmp_path):

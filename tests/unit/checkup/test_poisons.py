@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms
+from ase.stress import voigt_6_to_full_3x3_stress
 from checkup_data import frames_of, save
 
 from mlip.data.checkup import examine
@@ -183,6 +184,15 @@ def test_faults_of_frames(name, change, which, kind, poisoned):
     assert all(e.frame in changed for e in found[kind].examples if e.frame is not None)
     if which != slice(None) and kind != "not-finite":
         assert found[kind].count <= len(changed)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_virial_and_a_stress_must_agree(sign, poisoned):
+    def change(atoms, results):
+        stress = voigt_6_to_full_3x3_stress(results["stress"])
+        atoms.info["REF_virial"] = sign * atoms.get_volume() * stress
+
+    assert ("two-labels" in kinds(poisoned("metals", change))) == (sign > 0)
 
 
 def test_labels_that_belong_to_other_structures(tmp_path):
