@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mlip.errors import DataError
 from mlip.models.potential import MAX_Z, Geometry
 
 MAX_CHARGE, MAX_SPIN = 20, 30
@@ -41,15 +42,31 @@ class AtomEmbedding(nn.Module):
                 nn.init.zeros_(table.weight)
 
     def forward(self, geometry: Geometry) -> Tensor:
-        """Return (N, C)."""
+        """Return (N, C).
+
+        Raises:
+            DataError: charge and spin are embedded, and there is no row for those of a structure.
+        """
         h = self.species(self.index[geometry.atomic_numbers])
         if not self.charge_spin:
             return h
-        charge, spin = geometry.charge, geometry.spin.clamp(min=1)  # 0 = unknown: assume 1
+        charge, spin = geometry.charge, geometry.spin
+        _check_state(charge, spin)
         state = (
-            self.charge((charge + MAX_CHARGE).clamp(0, 2 * MAX_CHARGE))
+            self.charge(charge + MAX_CHARGE)
             - self.charge.weight[MAX_CHARGE]
-            + self.spin(spin.clamp(max=MAX_SPIN))
+            + self.spin(spin.clamp(min=1))  # 0 = unknown: assume 1
             - self.spin.weight[1]
         )
         return h + state[geometry.batch]
+
+
+def _check_state(charge: Tensor, spin: Tensor) -> None:
+    outside = (charge.abs() > MAX_CHARGE) | (spin < 0) | (spin > MAX_SPIN)
+    if outside.any():
+        first = int(outside.nonzero()[0, 0])
+        raise DataError(
+            f"charge {int(charge[first])} and spin multiplicity {int(spin[first])}: charges from "
+            f"{-MAX_CHARGE} to {MAX_CHARGE} and multiplicities up to {MAX_SPIN} are known "
+            "(0 = unknown); correct or leave out that structure"
+        )
