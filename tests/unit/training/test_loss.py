@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import build
 
-from mlip.evaluate import ErrorSums, batches_of, evaluate_batches
+from mlip.evaluate import ErrorSums, SourceErrors, batches_of, evaluate_batches
 from mlip.graph import AtomGraph, collate
 from mlip.training.loss import HuberLoss
 from mlip.training.module import Limits, cosine_factor
@@ -115,3 +115,20 @@ def test_schedule():
     assert cosine_factor(1.0, 0.1, 0.01) == pytest.approx(0.01)
     limits = Limits(max_epochs=10, max_steps=50, max_time=None)
     assert limits.progress(25, 10) == pytest.approx(0.5), "the limit nearest to its end counts"
+
+
+def test_errors_of_a_source_are_those_of_its_structures():
+    potential = build("facet")
+    batch = collate(graphs(6))
+    batch.source = torch.tensor([0, 1, 1, 0, 1, 1])
+    errors = SourceErrors(("a", "b", "nobody"))
+    errors.update(potential(batch), batch)
+    found = errors.evaluations()
+    for k, name in enumerate(("a", "b")):
+        own = [graph for graph, source in zip(graphs(6), batch.source, strict=True) if source == k]
+        alone = evaluate_batches(potential, own)
+        assert found[name].counts == alone.counts
+        assert found[name].metrics == pytest.approx(alone.metrics, rel=1e-9)
+        assert errors.compute()[f"{name}/forces_mae"] == found[name].metrics["forces_mae"]
+    assert found["a"].metrics["forces_mae"] != found["b"].metrics["forces_mae"]
+    assert found["nobody"].metrics == {}
