@@ -25,8 +25,9 @@ from scipy.sparse.csgraph import connected_components
 from mlip.atomic import atomic_write
 from mlip.data.checkup.census import Census, take_census
 from mlip.data.checkup.duplicates import structure_classes
+from mlip.data.checkup.reading import frames_in
 from mlip.data.progress import counted
-from mlip.data.readers import ReadOptions, read_structures
+from mlip.data.readers import ReadOptions
 from mlip.data.readers.canonical import SEARCH
 from mlip.data.splits import Splits, make_splits
 from mlip.errors import ConfigError, DataError
@@ -111,7 +112,7 @@ def partition(
         if not len(getattr(splits, part)):
             raise DataError(
                 f"nothing is left for {part}: {'; '.join(splits.notes)}; ask for a larger share, "
-                "or choose another --by"
+                "or choose another --seed or --by"
             )
     record = Path(out_dir) / RECORD
     with ExitStack() as stack:  # the record is entered first and so written last
@@ -214,8 +215,10 @@ def _copy(
     with ExitStack() as stack:
         handles = {part: stack.enter_context(path.open("w")) for part, path in files.items()}
         for file in census.files:
-            frames = read_structures(file, format, **{**options, "keep_info": True})
-            for atoms in counted(frames, f"writing {file}"):
+            frames = frames_in(file, format, **{**options, "keep_info": True})
+            for inspected in counted(frames, f"writing {file}"):
+                if isinstance(atoms := inspected.meaning, DataError):
+                    raise atoms  # the file has changed since it was counted
                 write(handles[PARTS[part_of[row]]], canonical(atoms, names), format="extxyz")
                 row += 1
 

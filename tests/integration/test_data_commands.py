@@ -161,6 +161,26 @@ def test_split_and_train_on_the_parts(metals, tmp_path, capsys):
     assert code == 0
 
 
+def test_a_store_is_looked_at_as_its_files_are(metals, tmp_path, capsys):
+    store = tmp_path / "store"
+    assert run(capsys, "convert", SETS["crystals"], store)[0] == 0
+    reports = []
+    for path in (SETS["crystals"], store):
+        out = tmp_path / "check.json"
+        assert run(capsys, "check", path, "--json", out)[0] == 0
+        report = json.loads(out.read_text())
+        reports.append([report["parts"][0][k] for k in ("frames", "atoms", "labels", "elements")])
+        reports[-1] += [report["parts"][0]["stresses_against_energies"]["value"]]
+    assert reports[0][:-1] == reports[1][:-1]
+    assert reports[0][-1] == pytest.approx(reports[1][-1], rel=1e-9)
+    parts = tmp_path / "parts"
+    assert run(capsys, "split", store, "--out-dir", parts, "--val", "0.3")[0] == 0
+    record = json.loads((parts / "splits.json").read_text())
+    assert sorted(record["train"][str(store)] + record["val"][str(store)]) == list(range(215))
+    code, _, error = run(capsys, "check", store, "data.stress_unit=kbar")
+    assert (code, "was settled when this store was made" in error) == (2, True)
+
+
 @pytest.mark.parametrize("words", [["data"], ["data", "check"], ["data", "split"], ["doctor"]])
 def test_help_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -33,8 +33,9 @@ from mlip.data.checkup.frame import (
     why_refused,
 )
 from mlip.data.checkup.pairs import PairFinder
+from mlip.data.checkup.reading import expand, frames_in
 from mlip.data.progress import counted
-from mlip.data.readers import Inspected, expand_paths, inspect_frames
+from mlip.data.readers import Inspected
 from mlip.data.readers.canonical import SEARCH, RawFrame
 from mlip.errors import DataError
 
@@ -130,7 +131,7 @@ def take_census(
     """Read files frame by frame.
 
     Args:
-        paths: each is one part: a file, a folder or a glob.
+        paths: each is one part: a file, a folder, a glob or a store.
         format: of the files.
         **options: of the reader.
 
@@ -138,7 +139,7 @@ def take_census(
         DataError: a path does not exist or holds nothing readable.
         ConfigError: an option is unknown.
     """
-    parts = [Part(os.fspath(path), expand_paths(path, format)) for path in paths]
+    parts = [Part(os.fspath(path), expand(path, format)) for path in paths]
     census = Census(parts)
     start = time.perf_counter()
     for file, name in enumerate(map(str, census.files)):
@@ -156,7 +157,7 @@ def _until_unreadable(
     """Yield frames until the reader gives up, which is a finding and not the end."""
     path, read = census.files[file], 0
     try:
-        for inspected in inspect_frames(path, format, **options):
+        for inspected in frames_in(path, format, **options):
             yield inspected
             read += 1
     except DataError as error:
