@@ -156,7 +156,7 @@ VARIANTS: dict[str, Variant] = {
     },
     # The second of two heads; test_heads.py has what is between them.
     **{f"{name}-heads": Variant(name, SMALL[name], heads=("pbe", "wb97m")) for name in HEADED},
-    "facet-L3": _facet(channels=(6, 5, 4, 3), num_layers=2),
+    "facet-L3": _facet(channels=(6, 5, 4, 3), num_layers=3),  # vectors to vectors: the middle one
     "facet-bspline": _facet(radial="bspline"),
     "facet-charge": _facet(charge_spin=True),
     "facet-silu-L3": _facet(grid_act="silu", channels=(6, 5, 4, 4), grid_channels=4),

@@ -433,6 +433,13 @@ TRAINING = (
 
 EQUIVARIANCE = (
     Bug(
+        "features and messages change places in a coupling",
+        FACET,
+        "c = torch.tensor(coupling(l1, l2, l3)).permute(1, 2, 0)",
+        "c = torch.tensor(coupling(l1, l2, l3)).permute(1, 0, 2)",
+        (f"{SYMMETRY}::test_the_declared_symmetry_is_the_one_it_has[facet-L3-molecule-rotation]",),
+    ),
+    Bug(
         "a path of odd parity is let through",
         NEQUIP,
         '"natural": [(-1) ** degree]',
