@@ -15,7 +15,7 @@ import numpy as np
 
 from mlip.data.filters import Filter
 from mlip.data.sources import AnyStore, JoinedStore, Piece, Source, head_names
-from mlip.data.stats import reference_energies
+from mlip.data.stats import BLOCK, reference_energies
 from mlip.data.store import Store
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
@@ -183,14 +183,15 @@ def _drop_above_fit(pools: Sequence[Pool]) -> None:
     store, rows = join([(p, p.rows) for p in pools if p.part == "train"])
     table = reference_energies(store, rows, "auto").table
     for pool in pools:
-        above = _above_fit(pool, table)
+        blocks = np.array_split(pool.rows, max(1, len(pool.rows) // BLOCK))
+        above = np.concatenate([_above_fit(pool.store, rows, table) for rows in blocks])
         pool.drop("max_energy_above_fit", pool.rows[pool.source.filter.above_fit(above)])
 
 
-def _above_fit(pool: Pool, table: Mapping[int, float]) -> np.ndarray:
-    """Energies of a pool above a table's, eV per atom; NaN where either is unknown."""
-    counts, species = pool.store.compositions(pool.rows)
+def _above_fit(store: Store, rows: np.ndarray, table: Mapping[int, float]) -> np.ndarray:
+    """Energies of structures above a table's, eV per atom; NaN where either is unknown."""
+    counts, species = store.compositions(rows)
     unknown = np.array([int(z) not in table for z in species], dtype=bool)
     energies = np.array([table.get(int(z), 0.0) for z in species])
-    above = (pool.store.column("energy")[pool.rows] - counts @ energies) / counts.sum(1)
+    above = (store.column("energy")[rows] - counts @ energies) / counts.sum(1)
     return np.where((counts[:, unknown] > 0).any(1), np.nan, above)

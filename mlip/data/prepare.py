@@ -30,6 +30,7 @@ from mlip.data.stats import (
     compute_stats,
     energies_of_atoms,
     reference_energies,
+    species_in,
 )
 from mlip.data.weights import weigh
 from mlip.errors import DataError
@@ -294,7 +295,7 @@ def _refuse_new_elements(chosen: Chosen, heads: Sequence[str]) -> None:
 
     def species(pieces: Sequence[tuple[Pool, np.ndarray]], head: int) -> set[int]:
         own = [(pool, rows) for pool, rows in pieces if pool.head == head and len(rows)]
-        return {int(z) for pool, rows in own for z in pool.store.compositions(rows)[1]}
+        return {z for pool, rows in own for z in species_in(pool.store, rows)}
 
     for head, name in enumerate(heads):
         known = species(chosen["train"], head)
@@ -321,8 +322,7 @@ def _reference_energies(
     """Fit E0 of each head to all of its training structures."""
     energies = None
     if baseline is not None:
-        species = tuple(int(z) for z in store.compositions(train)[1])
-        energies = _baseline(store, train, cutoff, baseline(species))
+        energies = _baseline(store, train, cutoff, baseline(species_in(store, train)))
     names = head_names(sources)
     number = store.source_of(train) if isinstance(store, JoinedStore) else np.zeros(len(train), int)
     head_of = np.array([names.index(source.head) for source in sources])[number]

@@ -6,7 +6,7 @@ Computed once from the training part, passed to the model by name, saved in the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from mlip.neighbors import neighbor_list
 
 RIDGE = 1e-3  # pull of one structure's thousandth towards the free-atom table
 SAMPLE = 1000  # structures whose neighbours are counted
+FORCE_SAMPLE = 100_000  # structures whose forces are averaged
+BLOCK = 100_000  # structures whose compositions are in memory at once
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,27 @@ def reference_energies(
             those of the training data.
         format: of that file.
     """
-    counts, species = store.compositions(train)
     energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
+    species = np.array(species_in(store, train))
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for begin in range(0, len(train), BLOCK):
+            block = slice(begin, begin + BLOCK)
+            found, own = store.compositions(train[block])
+            counts = np.zeros((len(found), len(species)))
+            counts[:, np.searchsorted(species, own)] = found
+            yield counts, energies[block]
+
     read_table = partial(_read_table, reading=reading, format=format)
-    return fit_reference_energies(counts, species, energies, e0, isolated, read_table)
+    return _fit(blocks, species, e0, isolated, read_table)
+
+
+def species_in(store: AnyStore, rows: np.ndarray) -> tuple[int, ...]:
+    """Return the atomic numbers that some structures have, sorted."""
+    found: set[int] = set()
+    for begin in range(0, len(rows), BLOCK):
+        found.update(store.compositions(rows[begin : begin + BLOCK])[1].tolist())
+    return tuple(sorted(found))
 
 
 def fit_reference_energies(
@@ -160,8 +179,18 @@ def fit_reference_energies(
         DataError: an element has no energy, or none can be fitted.
         ConfigError: `spec` is none of these.
     """
+    return _fit(lambda: [(counts, energies)], species, spec, isolated, read_table)
+
+
+def _fit(
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    species: np.ndarray,
+    spec: Any,
+    isolated: Mapping[int, float] | None,
+    read_table: Callable[[Path], dict[int, float]] | None,
+) -> ReferenceEnergies:
+    """See `fit_reference_energies`; counts and energies come in blocks that fit into memory."""
     isolated = dict(isolated or {})
-    known = np.isfinite(energies)
     fixed: dict[int, float] = {}
     if isinstance(spec, Mapping):
         fixed, method = {_number(k): float(v) for k, v in spec.items()}, "table"
@@ -191,27 +220,23 @@ def fit_reference_energies(
     e0 = np.array([fixed.get(int(z), 0.0) for z in species])
     rank = len(species)
     if free:
-        if not known.any():
-            raise DataError("no structure has an energy: reference energies cannot be fitted")
-        n = counts[known].sum(1)
-        a = counts[known][:, free] / np.sqrt(n)[:, None]
-        b = (energies[known] - counts[known] @ e0) / np.sqrt(n)
+        a, b = _equations(blocks(), free, e0)
         rank = int(np.linalg.matrix_rank(a)) + len(species) - len(free)
         if spec == "lstsq":
             e0[free] = np.linalg.lstsq(a, b, rcond=None)[0]
         else:
-            prior, scale = _prior(counts[known], species, energies[known])
+            prior, scale = _prior(blocks(), species)
             prior, scale = prior[free], scale[free]
             solve = np.concatenate([a * scale, np.sqrt(RIDGE) * np.eye(len(free))])
             right = np.concatenate([b - a @ prior, np.zeros(len(free))])
             e0[free] = prior + scale * np.linalg.lstsq(solve, right, rcond=None)[0]
-    residual = np.abs(energies[known] - counts[known] @ e0) / counts[known].sum(1)
+    residual = np.concatenate([np.abs(e - n @ e0) / n.sum(1) for n, e in _known(blocks())])
     return ReferenceEnergies(
         table={int(z): float(e) for z, e in zip(species, e0, strict=True)},
         method=method,
         rank=rank,
-        residual_mean=float(residual.mean()) if known.any() else float("nan"),
-        residual_max=float(residual.max()) if known.any() else float("nan"),
+        residual_mean=float(residual.mean()) if len(residual) else float("nan"),
+        residual_max=float(residual.max()) if len(residual) else float("nan"),
     )
 
 
@@ -226,15 +251,49 @@ def free_atom_energy(z: np.ndarray) -> np.ndarray:
     return hartree * units.Hartree
 
 
+def _known(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for counts, energies in blocks:
+        known = np.isfinite(energies)
+        yield counts[known], energies[known]
+
+
+def _equations(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], free: Sequence[int], e0: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return A and b of the least squares |A x − b| for the energies of the elements `free`.
+
+    Further blocks are merged into a triangle with the same solution and rank, by QR.
+
+    Raises:
+        DataError: no structure has an energy.
+    """
+    merged: tuple[np.ndarray, np.ndarray] | None = None
+    for counts, energies in _known(blocks):
+        n = counts.sum(1)
+        block = counts[:, free] / np.sqrt(n)[:, None], (energies - counts @ e0) / np.sqrt(n)
+        if merged is None:
+            merged = block
+        else:
+            both = np.vstack([np.column_stack(merged), np.column_stack(block)])
+            triangle = np.asarray(np.linalg.qr(both, mode="r"))
+            merged = triangle[:, :-1], triangle[:, -1]
+    if merged is None or not len(merged[1]):
+        raise DataError("no structure has an energy: reference energies cannot be fitted")
+    return merged
+
+
 def _prior(
-    counts: np.ndarray, species: np.ndarray, energies: np.ndarray
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], species: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Table the ridge pulls to, and the size of the deviations it allows."""
     atomic = free_atom_energy(species)
-    ratio = np.median(energies / (counts @ atomic))
-    if 0.7 < ratio < 1.3:  # all-electron: heavy atoms carry the energy
+    found = [(e / (n @ atomic), e / n.sum(1)) for n, e in _known(blocks)]
+    ratio, per_atom = (np.concatenate(values) for values in zip(*found, strict=True))
+    if 0.7 < np.median(ratio) < 1.3:  # all-electron: heavy atoms carry the energy
         return atomic, np.abs(atomic)
-    mean = float(np.median(energies / counts.sum(1)))
+    mean = float(np.median(per_atom))
     return np.full(len(species), mean), np.ones(len(species))
 
 
@@ -258,7 +317,8 @@ def _force_scale(store: AnyStore, indices: np.ndarray, repeats: np.ndarray | Non
     few forces of up to 70 eV/Å.
     """
     total, labels = 0.0, 0.0
-    for k, i in enumerate(indices):
+    some = np.linspace(0, len(indices) - 1, min(len(indices), FORCE_SAMPLE)).astype(int)
+    for k, i in zip(some, indices[some], strict=True):
         forces = store.column("forces")[store.atoms_of(int(i))]
         known = forces[np.isfinite(forces)]
         times = 1.0 if repeats is None else float(repeats[k])

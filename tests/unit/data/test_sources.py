@@ -17,6 +17,7 @@ from conftest import CUTOFF
 from mlip.data.prepare import prepare_data
 from mlip.data.sources import JoinedColumn, JoinedStore, Piece, parse_sources
 from mlip.data.splits import make_splits
+from mlip.data.stats import reference_energies
 from mlip.data.store import open_store
 from mlip.errors import ConfigError, DataError
 from mlip.training.config import load_config
@@ -253,6 +254,24 @@ def test_one_atom_frames_belong_to_their_head(files, tmp_path):
     assert data.stats.references["hybrid"].table[6] == -1029.0
     assert data.stats.references["pbe"].table[6] == pytest.approx(PBE[6], abs=0.05)
     assert any("1 neutral one-atom frame(s) of with-atom" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("spec", ["auto", "lstsq"])
+@pytest.mark.parametrize("name", ["salt", "gas"])
+def test_reference_energies_do_not_depend_on_blocks(files, monkeypatch, spec, name):
+    """Compositions of a hundred million structures are never in memory at once."""
+    store = open_store(files[name])
+    noise = np.random.default_rng(0).normal(size=len(store))
+    whole, parts = (
+        [reference_energies(store, np.arange(n), spec, baseline=noise[:n]) for n in (len(store), 1)]
+        for size in (100, 3)
+        if not monkeypatch.setattr("mlip.data.stats.BLOCK", size)
+    )
+    for a, b in zip(whole, parts, strict=True):
+        assert a.rank == b.rank
+        assert b.table == pytest.approx(a.table, rel=1e-8)
+        assert b.residual_max == pytest.approx(a.residual_max, abs=1e-7)
+        assert b.residual_mean == pytest.approx(a.residual_mean, abs=1e-7)
 
 
 # -- splits --------------------------------------------------------------------------------------
