@@ -200,8 +200,16 @@ def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[
             yield Piece(file, kind, file.stat().st_size)
 
 
-def read_frames(piece: Piece, **options: Any) -> Iterator[Frame]:
+def read_frames(
+    piece: Piece, found: dict[str, str] | None = None, **options: Any
+) -> Iterator[Frame]:
     """Read canonical frames as arrays: what `read_structures` gives, several times faster.
+
+    Args:
+        piece: what to read.
+        found: is told under which key each label was found, {label: key}; all pieces of a file must
+            agree, as its frames must.
+        **options: as of `read_structures`.
 
     Raises:
         DataError: a frame is bad.
@@ -217,6 +225,8 @@ def read_frames(piece: Piece, **options: Any) -> Iterator[Frame]:
     for index, frame in enumerate(frames, start=first):
         yield canonical.arrays(frame, index)
     canonical.finish()
+    if found is not None:
+        found.update(canonical.keys)
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:

@@ -144,7 +144,7 @@ class Canonicalizer:
         self._force = force_factor(options.force_unit or f"{energy_unit}/A")
         sign = -1.0 if options.stress_sign == "vasp" else 1.0
         self._stress = sign * stress_factor(options.stress_unit or "eV/A^3")
-        self._source: dict[str, str] = {}
+        self.keys: dict[str, str] = {}  # where each label was found
         self._left_out: dict[str, int] = {}
         self._count = 0
 
@@ -286,7 +286,7 @@ class Canonicalizer:
         for name in SEARCH[label]:
             if (value := frame.get(name)) is None:
                 continue
-            used = self._source.setdefault(label, _plain(name))
+            used = self.keys.setdefault(label, _plain(name))
             if used != _plain(name):
                 raise DataError(
                     f"{place}: its {label} is under {_plain(name)!r}, that of earlier frames under "

@@ -29,7 +29,7 @@ from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
 from mlip.units import stress_factor
 
-CHUNK: Final = 4 * 1024**2  # bytes
+CHUNK: Final = 1024**2  # bytes; larger blocks go back to the kernel after every use
 MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
 KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 

@@ -104,6 +104,7 @@ def merge(folder: Path) -> None:
             f"{folder}: {len(missing)} job(s) are not finished, the first is {missing[0]}; run "
             "the parts that were interrupted again, then merge"
         )
+    _check_keys(plan, shards)
     shards = _with_first_frames([s for s in shards if s["structures"]])
     if not shards:
         raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
@@ -111,6 +112,21 @@ def merge(folder: Path) -> None:
     plan.forget()
     for leftover in (folder / SHARDS).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
+
+
+def _check_keys(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a file whose parts have a label under different keys."""
+    known: dict[tuple[int, str], str] = {}
+    for shard in shards:
+        if (source := shard["part_of"]) is None:
+            continue  # whole files were checked when they were read
+        for label, key in shard["keys"].items():
+            if known.setdefault((source, label), key) != key:
+                raise DataError(
+                    f"{plan.all_sources[source]['path']}: its {label} is under {key!r} in some "
+                    f"frames and under {known[source, label]!r} in others; two keys often mean two "
+                    f"levels of theory; name one with data.keys.{label}, or make the file uniform"
+                )
 
 
 def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -127,15 +127,20 @@ def run_job(
         return []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        frames = _counted(_frames(job, options), advance)
+        keys: dict[str, str] = {}
+        frames = _counted(_frames(job, options, keys), advance)
         for _ in islice(frames, sum(shard["structures"] for shard in done)):
             pass  # read again, because labels are checked over all frames of a file
-        _write_shards(folder, job, len(done), frames)
+        _write_shards(folder, job, len(done), frames, keys)
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
 def _write_shards(
-    folder: Path, job: Job, number: int, frames: Iterator[tuple[Frame, int, int, Piece]]
+    folder: Path,
+    job: Job,
+    number: int,
+    frames: Iterator[tuple[Frame, int, int, Piece]],
+    keys: Mapping[str, str],
 ) -> None:
     """Write shards `number` and on; each gets its name when it is on disk."""
     last = False
@@ -149,7 +154,7 @@ def _write_shards(
                 for item in islice(frames, SHARD_ROWS):
                     writer.add(*item)
                 last = len(writer) < SHARD_ROWS
-                writer.finish(last=last, part_of=job.part_of)
+                writer.finish(last=last, part_of=job.part_of, keys=keys)
             _publish(temporary, folder / SHARDS / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -164,9 +169,11 @@ def _publish(temporary: Path, final: Path) -> None:
             raise
 
 
-def _frames(job: Job, options: Mapping[str, Any]) -> Iterator[tuple[Frame, int, int, Piece]]:
+def _frames(
+    job: Job, options: Mapping[str, Any], keys: dict[str, str]
+) -> Iterator[tuple[Frame, int, int, Piece]]:
     for piece, source in zip(job.pieces, job.sources, strict=True):
-        for index, frame in enumerate(read_frames(piece, **options)):
+        for index, frame in enumerate(read_frames(piece, keys, **options)):
             yield frame, source, index, piece
 
 

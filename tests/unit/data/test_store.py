@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from itertools import pairwise
 
+import lmdb
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -417,3 +419,25 @@ def test_overlaps_are_those_of_brute_force(kind):
         assert found[3] == pytest.approx(closest[k], abs=1e-9)
         start = k + 1
     assert start == 150 or find_overlap(several[start:]) is None
+
+
+def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypatch):
+    import mlip.data.readers as readers
+    from mlip.data.readers.omol25 import split_aselmdb
+
+    def row(**labels):
+        array = {"__ndarray__": [[1, 3], "float64", [0.0, 0.0, 0.0]]}
+        return {"numbers": [1], "positions": array, "data": {}, **labels}
+
+    rows = [row(energy=-1.0)] * 4 + [row(energy=-1.0, key_value_pairs={"REF_energy": -2.0})] * 4
+    path = tmp_path / "mixed.aselmdb"
+    with lmdb.open(str(path), subdir=False, lock=False) as target, target.begin(write=True) as txn:
+        for k, one in enumerate(rows, start=1):
+            txn.put(b"%d" % k, zlib.compress(json.dumps(one).encode()))
+        txn.put(b"nextid", zlib.compress(b"9"))
+    monkeypatch.setitem(readers._SPLIT, "aselmdb", (split_aselmdb, 4))
+    with pytest.raises(DataError, match=r"'REF_energy' in some frames and under 'energy'"):
+        build(tmp_path / "s", [path])
+    build(tmp_path / "t", [path], options={"keys": {"energy": "energy"}})
+    assert Store(tmp_path / "t").column("energy").tolist() == [-1.0] * 8
+    assert Store(tmp_path / "t").where(6).endswith("mixed.aselmdb, frame 6")

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from mlip.data import read_structures
+from mlip.data.batching import collate_indices
+from mlip.data.readers import expand_paths
+from mlip.data.store import Store, build
+from mlip.graph import SCHEMA, AtomGraph, collate
 
 MOLECULAR = ["extxyz", "extxyz REF", "traj", "db", "db data", "json db", "aselmdb", "npz"]
 CRYSTAL = [
@@ -109,3 +113,21 @@ def test_a_label_that_is_not_finite_is_an_error_with_file_frame_and_key(
     assert named in message
     if form == "mptrj":
         assert "mp-1, mp-92-0-2" in message
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [(f, "molecules") for f in MOLECULAR] + [(f, "crystals") for f in CRYSTAL],
+)
+def test_every_form_makes_the_same_graphs(form, kind, forms, request, tmp_path):
+    """File to store to batch, against the graph of each structure as it was given."""
+    wanted = request.getfixturevalue(kind)
+    build(tmp_path / "store", expand_paths(forms[form](wanted)))
+    batch = collate_indices(Store(tmp_path / "store"), np.arange(len(wanted)), 4.0)
+    expected = collate([AtomGraph.from_atoms(a, 4.0) for a in wanted])
+    for name, field in SCHEMA.items():
+        got, want = getattr(batch, name), getattr(expected, name)
+        assert got.dtype == want.dtype == field.dtype
+        if name not in ("sample_id", "source"):  # of the store, not of the structure
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12, err_msg=name)
+    assert batch.sample_id.tolist() == ([0, 1] * 2 if "per material" in form else [0, 1, 2, 3])
