@@ -194,7 +194,7 @@ def _refuse_unusable(census: Census) -> None:
     for file, why in census.unread.items():
         raise DataError(f"{file}: {why}")
     if census.total > len(census.frames):
-        for kind in ("not-finite", "cell", "refused"):
+        for kind in ("not-finite", "absurd", "cell", "refused"):
             for example in census.notes.examples.get(kind, []):
                 raise DataError(f"{example}; mlip data check finds all such frames")
 

@@ -22,6 +22,7 @@ from mlip.data.checkup.findings import Example, Notebook
 from mlip.data.checkup.frame import (
     COLUMNS,
     SIZES,
+    absurdity,
     contacts,
     content,
     fixed_atoms,
@@ -173,6 +174,9 @@ def _visit(census: Census, part: Part, file: int, index: int, inspected: Inspect
     if isinstance(atoms, DataError):
         detail = _without_path(str(atoms), path)
         census.notes.note(why_refused(raw), Example(place, index, detail))
+        return
+    if detail := absurdity(atoms):
+        census.notes.note("absurd", Example(place, index, detail))
         return
     part.usable += 1
     _count_labels(part, raw, atoms, Example(place, index))

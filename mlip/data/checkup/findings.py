@@ -40,6 +40,11 @@ KINDS: Final[dict[str, Kind]] = {
         "a coordinate, a lattice vector or a label is NaN or infinite",
         "remove these frames, or leave the key out where a label is unknown",
     ),
+    "absurd": Kind(
+        ERROR,
+        "a coordinate, a lattice vector or a label is larger than anything in nature",
+        "the file is damaged or another entry was read: copy it again, or remove these frames",
+    ),
     "cell": Kind(
         ERROR,
         "axes are periodic but have no lattice vectors, or dependent ones",

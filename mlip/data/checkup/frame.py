@@ -18,6 +18,7 @@ from mlip.neighbors import complete_cell, neighbor_list
 
 Fault = tuple[str, str]  # kind, detail
 CUTOFF: Final = 4.0  # Å; pairs that make a structure's fingerprint
+LARGEST: Final = 1e12  # eV and Å; a million uranium atoms have less
 OVERLAP: Final = 0.3  # Å; the store refuses closer atoms
 CLOSE: Final = 0.5  # of the sum of covalent radii; the closest of genuine MPtrj is 0.59
 BONDED: Final = 1.15  # of the sum of covalent radii
@@ -52,6 +53,15 @@ SIZES: Final = np.linspace(-8, 4, 121)  # edges of the histogram of log10 |force
 def labels_of(atoms: Atoms) -> dict[str, Any]:
     """Return the labels of a structure as they are: constraints zero nothing."""
     return atoms.calc.results if atoms.calc is not None else {}
+
+
+def absurdity(atoms: Atoms) -> str:
+    """Say which number of a structure is beyond `LARGEST`; empty if none is."""
+    numbers = {"positions": atoms.positions, "cell": atoms.cell.array, **labels_of(atoms)}
+    for name, values in numbers.items():
+        if (size := float(np.max(np.abs(values), initial=0.0))) > LARGEST:
+            return f"{name} reach {size:.3g}"
+    return ""
 
 
 def content(atoms: Atoms) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlip.data.checkup import examine
+from mlip.data.checkup.report import text
 from mlip.data.readers import read_structures
 from mlip.errors import CorruptDataError, DataError, MLIPError
 
@@ -70,6 +72,30 @@ def test_a_cut_file_is_refused_or_ends_between_frames(form, forms, molecules, cr
             refused += 1
             assert message.startswith(str(path))
     assert refused > 50
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("form", [*MOLECULAR, "mptrj"])
+def test_the_doctor_survives_damage_and_says_where_reading_ended(
+    form, forms, molecules, crystals, monkeypatch
+):
+    path = forms[form](crystals if form == "mptrj" else molecules)
+    sound = examine([path])
+    assert sound.census.total == sound.census.parts[0].usable > 0
+    assert not {"unreadable", "refused", "not-finite"} & {f.kind for f in sound.findings}
+    data, rng = path.read_bytes(), random.Random(form)
+    damage = 0
+    for _ in range(40):
+        path.write_bytes(damaged(data, rng))
+        refused = complaint(path) is not None
+        examination = examine([path])
+        kinds = {f.kind for f in examination.findings}
+        damage += refused
+        if refused:
+            assert {"unreadable", "refused", "not-finite", "cell"} & kinds
+        assert ("unreadable" in kinds) == bool(examination.census.unread)
+        text(examination)
+    assert damage > 5
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n"])
