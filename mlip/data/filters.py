@@ -7,7 +7,7 @@ is kept.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from mlip.errors import ConfigError
 
 if TYPE_CHECKING:
     from mlip.data.sources import AnyStore
+
+BLOCK = 50_000  # structures whose atoms are looked at together
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Filter:
 
         Args:
             store: where the structures are.
-            rows: their indices.
+            rows: their indices, rising.
         """
         out: dict[str, np.ndarray] = {}
         for rule, broken in (
@@ -73,8 +75,9 @@ class Filter:
             ("max_stress", _stressed),
         ):
             limit = getattr(self, rule)
-            if limit is not None:
-                bad = np.array([broken(store, int(i), limit) for i in rows], dtype=bool)
+            if limit is not None and len(rows):
+                blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
+                bad = np.concatenate([broken(store, block, limit) for block in blocks])
                 out[rule], rows = rows[bad], rows[~bad]
         return out
 
@@ -88,18 +91,31 @@ class Filter:
         return np.zeros(len(residual), dtype=bool) if limit is None else residual > limit
 
 
-def _foreign(store: AnyStore, index: int, allowed: tuple[str, ...]) -> bool:
-    numbers = store.column("atomic_numbers")[store.atoms_of(index)]
-    return bool(set(numbers.tolist()) - {atomic_numbers[s] for s in allowed})
+def _foreign(store: AnyStore, rows: np.ndarray, allowed: tuple[str, ...]) -> np.ndarray:
+    unwanted = np.ones(256, dtype=bool)
+    unwanted[[atomic_numbers[symbol] for symbol in allowed]] = False
+    return _largest(store, rows, lambda atoms: unwanted[store.column("atomic_numbers")[atoms]])
 
 
-def _pulled(store: AnyStore, index: int, limit: float) -> bool:
-    forces = store.column("forces")[store.atoms_of(index)]
-    return bool((forces**2).sum(axis=1).max() > limit**2)  # a NaN is no label
+def _pulled(store: AnyStore, rows: np.ndarray, limit: float) -> np.ndarray:
+    def squares(atoms: slice) -> np.ndarray:
+        return (store.column("forces")[atoms] ** 2).sum(axis=1)
+
+    return _largest(store, rows, squares) > limit**2  # a NaN, which is no label, is not above
 
 
-def _stressed(store: AnyStore, index: int, limit: float) -> bool:
-    return bool(np.abs(store.column("stress")[index]).max() > limit)
+def _stressed(store: AnyStore, rows: np.ndarray, limit: float) -> np.ndarray:
+    return np.abs(store.column("stress")[rows]).max(axis=(1, 2)) > limit
+
+
+def _largest(
+    store: AnyStore, rows: np.ndarray, of_atoms: Callable[[slice], np.ndarray]
+) -> np.ndarray:
+    """Return the largest value among the atoms of each structure; `rows` rise."""
+    first, last = int(rows[0]), int(rows[-1])
+    starts = store.atom_starts[first : last + 2]
+    values = of_atoms(slice(int(starts[0]), int(starts[-1])))
+    return np.maximum.reduceat(values, starts[:-1] - starts[0])[rows - first]
 
 
 def _limit(value: Any, place: str) -> float:

@@ -763,8 +763,8 @@ SEVERAL = (
     Bug(
         "what has no stress is left out by a limit of stress",
         "mlip/data/filters.py",
-        'np.abs(store.column("stress")[index]).max() > limit',
-        'not np.abs(store.column("stress")[index]).max() <= limit',
+        'return np.abs(store.column("stress")[rows]).max(axis=(1, 2)) > limit',
+        'return ~(np.abs(store.column("stress")[rows]).max(axis=(1, 2)) <= limit)',
         (f"{SOURCES}::test_each_rule_takes_what_it_says",),
     ),
     Bug(

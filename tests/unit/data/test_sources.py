@@ -359,7 +359,9 @@ def test_nothing_is_left_out_unasked(files):
     assert not [line for line in data.summary() if line.startswith("Dropped")]
 
 
-def test_each_rule_takes_what_it_says(files, tmp_path):
+@pytest.mark.parametrize("block", [100, 5])
+def test_each_rule_takes_what_it_says(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("mlip.data.filters.BLOCK", block)
     frames = [*crystals(), *molecules(table=PBE)]
     frames[2].calc.results["stress"][4] = -0.9
     frames[5].calc.results["energy"] += 3.0 * len(frames[5])
