@@ -11,6 +11,7 @@ compression; virial W = -V sigma (QUIP, MACE, DeePMD), so stress = -W/V.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -216,13 +217,7 @@ class Canonicalizer:
         off = self._switched_off(frame, place)
         name, value = ("", None) if "energy" in off else self._find(frame, "energy", place)
         if value is not None:
-            energy = as_floats(value, None, _plain(name), place)
-            if energy.size != 1:
-                raise DataError(
-                    f"{place}: {_plain(name)!r} has shape {energy.shape}, expected one number; "
-                    "per-atom energies are no label; name another key with data.keys.energy"
-                )
-            results["energy"] = float(energy.reshape(())) * self._energy
+            results["energy"] = self._one_number(value, _plain(name), place) * self._energy
         name, value = ("", None) if "forces" in off else self._find(frame, "forces", place)
         if value is not None:
             results["forces"] = as_floats(value, (n, 3), _plain(name), place) * self._force
@@ -235,13 +230,24 @@ class Canonicalizer:
                 self._leave_out("stress is no label without three periodic axes, left out")
         name, value = self._find(frame, "magmoms", place)
         if value is not None:
-            if np.shape(value) == (n, 3):
+            if _first_length(value) == 3 and np.shape(value) == (n, 3):
                 self._leave_out("non-collinear magnetic moments are not supported, left out")
             else:
                 magmoms = as_floats(value, (n,), _plain(name), place, nan_ok=True)
                 if not np.isnan(magmoms).all():
                     results["magmoms"] = magmoms
         return results
+
+    def _one_number(self, value: Any, name: str, place: str) -> float:
+        if type(value) is float and math.isfinite(value):
+            return value
+        energy = as_floats(value, None, name, place)
+        if energy.size != 1:
+            raise DataError(
+                f"{place}: {name!r} has shape {energy.shape}, expected one number; "
+                "per-atom energies are no label; name another key with data.keys.energy"
+            )
+        return float(energy.reshape(()))
 
     def _switched_off(self, frame: RawFrame, place: str) -> set[str]:
         """Return the labels that the file gives no weight.
@@ -404,3 +410,11 @@ def _identifier(raw: Mapping[str, Any]) -> str | None:
 
 def _plain(name: str) -> str:
     return name.removeprefix("calc:")
+
+
+def _first_length(value: Any) -> int:
+    """Return the length of the first of several rows, 0 for anything else."""
+    try:
+        return len(value[0])
+    except (TypeError, IndexError, KeyError):
+        return 0

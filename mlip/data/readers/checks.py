@@ -89,10 +89,11 @@ def as_integer(value: Any, key: str, low: int | None, place: str) -> int:
 
 def check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str) -> None:
     """Refuse periodic axes whose lattice vectors are zero or linearly dependent."""
-    if not pbc.any():
+    axes = [axis for axis, periodic in enumerate(pbc.tolist()) if periodic]
+    if not axes:
         return
-    axes = np.flatnonzero(pbc).tolist()
-    vectors = cell[axes].tolist()
+    rows = cell.tolist()
+    vectors = [rows[axis] for axis in axes]
     lengths = [math.hypot(*vector) for vector in vectors]
     if min(lengths) < 1e-6:
         zero = [axis for axis, length in zip(axes, lengths, strict=True) if length < 1e-6]
@@ -100,8 +101,7 @@ def check_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str) ->
             f"{place}: axes {zero} are periodic but their lattice vectors are zero; "
             "give the cell, or set pbc to F there"
         )
-    unit = [[x / length for x in v] for v, length in zip(vectors, lengths, strict=True)]
-    if _spanned(unit) < 1e-5:
+    if _spanned(vectors) < 1e-5 * math.prod(lengths):
         raise DataError(
             f"{place}: the cell is flat, its periodic lattice vectors {vectors} are linearly "
             "dependent; correct the cell"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -224,11 +224,12 @@ def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _Frame) -> RawFrame
     where = f"{mp_id}, {frame_id}"
     sites = frame.structure.sites
     matrix = np.array(frame.structure.lattice.matrix, dtype=np.float64)
-    fractional = [site.abc for site in sites]
-    if None in fractional:
-        positions = np.array([site.xyz for site in sites], dtype=np.float64)
+    fractional = [site.abc for site in sites if site.abc is not None]
+    if len(fractional) == len(sites):
+        flat = np.fromiter(chain.from_iterable(fractional), np.float64, 3 * len(sites))
+        positions = flat.reshape(-1, 3) @ matrix
     else:
-        positions = np.array(fractional, dtype=np.float64).reshape(-1, 3) @ matrix
+        positions = np.array([site.xyz for site in sites], dtype=np.float64)
     results: dict[str, Any] = {
         "energy": frame.uncorrected_total_energy,
         "forces": frame.force,
