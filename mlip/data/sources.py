@@ -209,10 +209,17 @@ class JoinedStore:
         sizes = [len(piece.store) for piece in self.pieces]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])  # of pieces, in structures
         self.atom_starts = np.concatenate([[0], np.cumsum(self.num_atoms)])
+        self._columns: dict[str, JoinedColumn] = {}
 
     def __len__(self) -> int:
         """Number of structures."""
         return int(self.starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"pieces": self.pieces}  # stores go to other processes as paths
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["pieces"])
 
     @property
     def sources(self) -> list[str]:
@@ -233,7 +240,9 @@ class JoinedStore:
 
     def column(self, name: str) -> JoinedColumn:
         """Return a view of a column of all stores; it reads what is asked of it."""
-        return JoinedColumn([piece.store.column(name) for piece in self.pieces])
+        if name not in self._columns:
+            self._columns[name] = JoinedColumn([piece.store.column(name) for piece in self.pieces])
+        return self._columns[name]
 
     def atoms_of(self, index: int) -> slice:
         """Return where the atoms of a structure lie in per-atom columns.
