@@ -45,7 +45,7 @@ KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
 METALS = ("Al", "Li", "Na", "Mg")
-STRAINED, RATTLED, SMALL, GENTLE = 8, 7, 6, 8  # frames per material, besides its relaxation
+STRAINED, RATTLED, SMALL, GENTLE = 8, 7, 6, 5  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
 
