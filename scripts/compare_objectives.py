@@ -139,7 +139,8 @@ def main() -> None:
         "command": f"python scripts/compare_objectives.py {options.data.name} "
         f"--group {options.group} --output {options.output} --model {options.model} "
         f"--steps {options.steps} --batch-size {options.batch_size} "
-        f"--sizes {' '.join(map(str, options.sizes))} --seeds {' '.join(map(str, options.seeds))}",
+        f"--sizes {' '.join(map(str, options.sizes))} --seeds {' '.join(map(str, options.seeds))}"
+        + (f" --override {' '.join(options.override)}" if options.override else ""),
         "structures": counts,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch thread(s)",
         "versions": {"torch": torch.__version__},
