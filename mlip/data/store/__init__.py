@@ -5,7 +5,8 @@ Text is parsed once per file version and option set; afterwards a batch is a han
 
 from mlip.data.store.build import build, merge
 from mlip.data.store.cache import open_store
+from mlip.data.store.columns import JoinedColumn
 from mlip.data.store.layout import COLUMNS, VERSION
-from mlip.data.store.reader import Rows, Store
+from mlip.data.store.reader import Store
 
-__all__ = ["COLUMNS", "VERSION", "Rows", "Store", "build", "merge", "open_store"]
+__all__ = ["COLUMNS", "VERSION", "JoinedColumn", "Store", "build", "merge", "open_store"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip.data.store.columns import JoinedColumn
 from mlip.data.store.edges import edge_counts
 from mlip.data.store.layout import COLUMNS, INTERNAL, SHARDS, Column, read_manifest
 
@@ -63,15 +64,15 @@ class Store:
         """Return a whole column: (structures or atoms, *shape).
 
         Numbers per structure come as one numpy array. Columns that may not fit into memory
-        (everything per atom, and matrices) come as `Rows`, which takes the same indices and reads
-        what they ask for.
+        (everything per atom, and matrices) come as a `JoinedColumn`, which takes the same indices
+        and reads what they ask for.
         """
         if name not in self._columns:
             spec = COLUMNS[name]
             if spec.per == "graph" and not spec.shape:
                 self._columns[name] = np.concatenate([s.column(name) for s in self._shards])
             else:
-                self._columns[name] = Rows(spec, [(s, name) for s in self._shards])
+                self._columns[name] = JoinedColumn([s.mapped(name) for s in self._shards])
         return self._columns[name]
 
     def atoms_of(self, index: int) -> slice:
@@ -176,61 +177,6 @@ class _Shard:
         """Return a column as the store shows it."""
         values = self.mapped(name)
         return values + self.first_frame if name == "sample_id" and self.first_frame else values
-
-
-class Rows:
-    """A column over all shards: indexed like an array along its first axis, read on demand."""
-
-    def __init__(self, spec: Column, parts: Sequence[tuple[_Shard, str]]) -> None:
-        self._parts = parts
-        self._bounds = _bounds([shard.length(spec) for shard, _ in parts])
-        self.dtype = np.dtype(spec.dtype)
-        self.shape = (int(self._bounds[-1]), *spec.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype=dtype)
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """Index by whole numbers, masks or slices; further axes as numpy does."""
-        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        if isinstance(first, slice):
-            values = self._slice(*first.indices(len(self)))
-        else:
-            values = self._take(np.asarray(first))
-        return values[(slice(None),) * np.ndim(first if not isinstance(first, slice) else 0) + rest]
-
-    def _slice(self, begin: int, end: int, step: int) -> np.ndarray:
-        if step != 1:
-            return self._take(np.arange(begin, end, step))
-        k = max(int(self._bounds.searchsorted(begin, "right")) - 1, 0)
-        parts = []
-        while k < len(self._parts) and self._bounds[k] < end:
-            offset = int(self._bounds[k])
-            shard, name = self._parts[k]
-            parts.append(shard.mapped(name)[max(begin - offset, 0) : end - offset])
-            k += 1
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.zeros((0, *self.shape[1:]), self.dtype)
-
-    def _take(self, rows: np.ndarray) -> np.ndarray:
-        if rows.dtype == bool:
-            if rows.shape != self.shape[:1]:
-                raise IndexError(f"mask of shape {rows.shape} for {len(self)} rows")
-            rows = np.flatnonzero(rows)
-        rows = rows.astype(np.int64, copy=False) if rows.size else np.zeros(rows.shape, np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        out = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-        owner = self._bounds.searchsorted(rows, "right") - 1
-        for k in np.unique(owner):
-            shard, name = self._parts[k]
-            mine = owner == k
-            out[mine] = shard.mapped(name)[rows[mine] - self._bounds[k]]
-        return out
 
 
 _FIELDS = [(name, spec.per == "atom") for name, spec in COLUMNS.items() if name not in INTERNAL]
