@@ -48,6 +48,7 @@ class PreparedData:
     parts: dict[str, tuple[AnyStore, np.ndarray]]
     stats: DatasetStats
     coverage: Coverage
+    coverage_by_source: list[Coverage]
     splits: Splits
     cutoff: float
     budget: Budget
@@ -141,6 +142,11 @@ class PreparedData:
                 f"{'Data' if k == 0 else '':8} {source.name}: head {source.head}, {sizes}, "
                 f"sampling {source.sampling:g}, weight {source.weight:g}; {files[0]}{more}"
             )
+            found = self.coverage_by_source[k]
+            shares = [
+                f"{x} {n / found.sizes['train']:.0%}" for x, n in found.counts["train"].items()
+            ]
+            lines.append(f"{'':10} training labels: {', '.join(shares)}")
         return lines
 
     def _energy_lines(self) -> list[str]:
@@ -195,6 +201,7 @@ def prepare_data(
     chosen = _choose(pools, splits)
     _refuse_new_elements(chosen, head_names(sources))
     parts = {part: join(pieces, len(sources)) for part, pieces in chosen.items()}
+    by_source = []
     for number, source in enumerate(sources):
         own = {
             part: join([piece for piece in pieces if piece[0].number == number])
@@ -202,7 +209,13 @@ def prepare_data(
             if any(piece[0].number == number for piece in pieces)
         }
         wanted = [label for label in required_labels if label in source.labels]
-        require_labels(coverage(own), wanted, own, source.format)
+        if "train" not in own:
+            raise DataError(
+                f"nothing of {source.name} is left to train on: its materials are held out for "
+                "other sources; hold out less (val_fraction), or give each source its val"
+            )
+        by_source.append(coverage(own))
+        require_labels(by_source[-1], wanted, own, source.format)
     references = _reference_energies(sources, pools, *parts["train"], cutoff, baseline)
     store, train = parts["train"]
     stats = compute_stats(
@@ -217,6 +230,7 @@ def prepare_data(
         parts=parts,
         stats=stats,
         coverage=coverage(parts),
+        coverage_by_source=by_source,
         splits=splits,
         cutoff=cutoff,
         budget=Budget(

@@ -296,6 +296,15 @@ def test_a_material_of_two_sources_is_on_one_side(files, tmp_path):
             assert 0 < held <= 0.5 * total
 
 
+def test_a_source_of_which_nothing_is_left_is_refused(files, tmp_path):
+    """Its only material is among those that another source holds out."""
+    held = prepare(both(files, val_fraction=0.5)).split_record()["val"][f"salt: {files['salt']}"]
+    one = saved(tmp_path / "one.extxyz", [crystals()[held[0]]])
+    sources = [*both(files, val_fraction=0.5), {"path": one, "head": "pbe", "val_fraction": 0}]
+    with pytest.raises(DataError, match="nothing of one is left to train on"):
+        prepare(sources)
+
+
 def test_every_source_gets_its_share():
     groups = np.arange(300)
     sources = np.repeat([0, 1, 2], [200, 80, 20])
@@ -332,6 +341,12 @@ def test_a_source_without_a_label_is_refused_unless_it_says_so(files, tmp_path):
 
 
 # -- filters -------------------------------------------------------------------------------------
+
+
+def test_the_summary_says_which_source_lacks_what(files):
+    lines = prepare(both(files)).summary()
+    gas = next(k for k, line in enumerate(lines) if "gas: head hybrid" in line)
+    assert "energy 100%, stress 0%, forces 100%" in lines[gas + 1]
 
 
 def test_what_a_filter_leaves_out_is_counted_everywhere(files):
