@@ -42,7 +42,7 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "absurd": Kind(
         ERROR,
-        "a coordinate, a lattice vector or a label is larger than anything in nature",
+        "a coordinate, a lattice vector or a label is beyond anything in nature",
         "the file is damaged or another entry was read: copy it again, or remove these frames",
     ),
     "cell": Kind(

@@ -12,13 +12,16 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import SEARCH, RawFrame
+from mlip.data.readers.checks import check_cell
 from mlip.data.readers.options import VIRIAL_KEYS
 from mlip.errors import DataError
 from mlip.neighbors import complete_cell, neighbor_list
 
 Fault = tuple[str, str]  # kind, detail
 CUTOFF: Final = 4.0  # Å; pairs that make a structure's fingerprint
-LARGEST: Final = 1e12  # eV and Å; a million uranium atoms have less
+LARGEST: Final = 1e12  # eV, eV/Å, ...; a million uranium atoms have less
+FARTHEST: Final = 1e6  # Å; 0.1 mm: neighbour lists of atoms farther out may never end
+FLAT: Final = 0.3  # Å between lattice planes; a neighbour list of less has no end either
 OVERLAP: Final = 0.3  # Å; the store refuses closer atoms
 CLOSE: Final = 0.5  # of the sum of covalent radii; the closest of genuine MPtrj is 0.59
 BONDED: Final = 1.15  # of the sum of covalent radii
@@ -56,11 +59,16 @@ def labels_of(atoms: Atoms) -> dict[str, Any]:
 
 
 def absurdity(atoms: Atoms) -> str:
-    """Say which number of a structure is beyond `LARGEST`; empty if none is."""
-    numbers = {"positions": atoms.positions, "cell": atoms.cell.array, **labels_of(atoms)}
-    for name, values in numbers.items():
-        if (size := float(np.max(np.abs(values), initial=0.0))) > LARGEST:
-            return f"{name} reach {size:.3g}"
+    """Say which number of a structure is beyond its limit; empty if none is."""
+    lengths = {"positions": atoms.positions, "cell": atoms.cell.array}
+    for numbers, limit in ((lengths, FARTHEST), (labels_of(atoms), LARGEST)):
+        for name, values in numbers.items():
+            if (size := float(np.max(np.abs(values), initial=0.0))) > limit:
+                return f"{name} reach {size:.3g}"
+    if atoms.pbc.all():
+        apart = 1.0 / float(np.linalg.norm(np.linalg.inv(atoms.cell.array), axis=0).max())
+        if apart < FLAT:
+            return f"lattice planes are {apart:.2g} A apart"
     return ""
 
 
@@ -227,7 +235,7 @@ def why_refused(raw: RawFrame) -> str:
     pbc = np.empty(3, dtype=bool)
     pbc[:] = raw.pbc
     try:
-        complete_cell(np.zeros((3, 3)) if raw.cell is None else np.asarray(raw.cell, float), pbc)
+        check_cell(np.zeros((3, 3)) if raw.cell is None else np.asarray(raw.cell, float), pbc, "")
     except (DataError, ValueError, IndexError):
         return "cell"
     return "refused"

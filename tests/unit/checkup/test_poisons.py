@@ -100,6 +100,10 @@ def nan_force(atoms, results):
     results["forces"][-1, 0] = np.nan
 
 
+def flatten(atoms, results):
+    atoms.cell[2] = atoms.cell[0] + [0, 0, 1e-3]
+
+
 def far_away(atoms, results):
     atoms.positions[0] = 1e200
 
@@ -160,6 +164,7 @@ FRAMES = [
     ("metals", set_label("energy", np.nan), FEW, "not-finite"),
     ("metals", set_label("energy", -1e200), FEW, "absurd"),
     ("molecules", far_away, FEW, "absurd"),
+    ("metals", flatten, FEW, "absurd"),
     ("molecules", set_label("energy", 0.0), FEW, "zero-filled"),
     ("molecules", set_label("forces", 0.0), FEW, "zero-filled"),
     ("metals", set_label("stress", 0.0), slice(30, 40), "zero-filled"),
