@@ -441,3 +441,17 @@ def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypa
     build(tmp_path / "t", [path], options={"keys": {"energy": "energy"}})
     assert Store(tmp_path / "t").column("energy").tolist() == [-1.0] * 8
     assert Store(tmp_path / "t").where(6).endswith("mixed.aselmdb, frame 6")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("longest", [0, 1, 2])
+def test_atoms_meet_across_the_faces_of_a_cell(axis, longest):
+    from mlip.data.readers import Frame
+
+    cell = np.diag([4.0, 4.0, 4.0])
+    cell[longest, longest] = 7.0
+    positions = np.full((2, 3), 1.0)
+    positions[:, axis] = [0.05, cell[axis, axis] - 0.05]
+    for pbc, expected in ((True, (0, 0, 1, pytest.approx(0.1))), (False, None)):
+        frame = Frame(np.ones(2, int), positions, cell, np.full(3, pbc), {}, {})
+        assert find_overlap([frame]) == expected
