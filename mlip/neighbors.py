@@ -16,6 +16,9 @@ from vesin import NeighborList
 
 from mlip.errors import DataError
 
+FARTHEST = 1e8  # Å from the origin; beyond, differences in float64 have no digit below 1e-8 Å
+THINNEST = 0.05  # Å between lattice planes; thinner cells are mistakes, and have too many images
+
 
 def neighbor_list(
     positions: NDArray[np.float64],
@@ -38,13 +41,19 @@ def neighbor_list(
 
     Raises:
         DataError: a periodic axis has no lattice vector, two have parallel ones, positions or
-            cell are not finite, or two atoms sit on the same point.
+            cell are not finite or absurd, or two atoms sit on the same point.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
     if not np.isfinite(positions).all():
         bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
         raise DataError(f"positions of atoms {bad[:5].tolist()} are not finite; fix the structure")
+    if (np.abs(positions) > FARTHEST).any():
+        bad = np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))
+        raise DataError(
+            f"atoms {bad[:5].tolist()} are more than {FARTHEST:g} A from the origin: a run that "
+            "exploded, or positions that are not in A"
+        )
     if len(positions) == 0:
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int32)
     box = complete_cell(cell, pbc)
@@ -93,6 +102,12 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
                 f"{periodic.tolist()}; a lattice needs independent ones"
             )
     cell[~pbc] = null_space(periodic).T if pbc.any() else np.eye(3)
+    apart = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    if thin := [axis for axis in range(3) if pbc[axis] and apart[axis] < THINNEST]:
+        raise DataError(
+            f"lattice planes along axis {thin[0]} are {apart[thin[0]]:.3g} A apart: the cell has "
+            f"collapsed or is not in A: {periodic.tolist()}"
+        )
     return cell
 
 

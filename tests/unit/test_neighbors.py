@@ -204,3 +204,13 @@ def test_bad_positions_are_refused():
     for bad in (np.nan, np.inf):
         with pytest.raises(DataError, match=r"atoms \[1\] are not finite"):
             neighbor_list(np.array([[0, 0, 0], [bad, 0, 0]]), np.eye(3), OPEN, 3.0)
+
+
+def test_absurd_geometry_is_refused_instead_of_searched():
+    two = np.array([[0.0, 0, 0], [1.0, 0, 0]])
+    with pytest.raises(DataError, match=r"atoms \[1\] are more than 1e\+08 A"):
+        neighbor_list(two * 1e200, np.eye(3), OPEN, 5.0)
+    flat = np.diag([4.0, 4.0, 0.01])
+    with pytest.raises(DataError, match=r"axis 2 are 0\.01 A apart"):
+        neighbor_list(two, flat, ALL, 5.0)
+    neighbor_list(two, flat, np.array([True, True, False]), 5.0)  # vacuum may be anything
