@@ -1,8 +1,9 @@
 """Facet, the equivariant baseline and TransIP on one data set: at equal steps, and at equal time.
 
 Time is CPU time of training steps, measured for each model by the difference of a short and a
-longer run, so that other work on the machine does not decide. From it follow the steps that each
-model may take in the time given; learning rate schedules end there.
+longer run. From it follow the steps that each model may take in the time given; learning rate
+schedules end there. Leave the machine alone meanwhile: a busy second thread of a core, or a full
+memory bus, changes CPU time too, and not alike for all models (`seconds_in_all` shows it).
 
     python scripts/compare_models.py 3bpa --seconds 600 --steps 1000
     python scripts/compare_models.py mptrj_1k --models facet-s nequip-s transip-s --seconds 300
