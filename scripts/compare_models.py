@@ -155,9 +155,7 @@ def compare(options: argparse.Namespace, entry: dict[str, Any], save: Callable[[
     (RESULTS / f"models-{options.dataset}.png").write_bytes(picture)
     for model, facts in zip(options.models, comparison.runs, strict=True):
         entry["models"][model]["compared"] = {
-            key: facts[key]
-            for key in ("num_parameters", "counts", "speed", "nve", "training")
-            if key in facts
+            key: facts[key] for key in ("num_parameters", "counts", "speed", "nve") if key in facts
         }
     save()
     print(comparison_text(comparison))
