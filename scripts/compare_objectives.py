@@ -138,8 +138,9 @@ def main() -> None:
     entry |= {
         "command": f"python scripts/compare_objectives.py {options.data.name} "
         f"--group {options.group} --output {options.output} --model {options.model} "
-        f"--steps {options.steps} --batch-size {options.batch_size} --held-out {options.held_out:g} "
-        f"--sizes {' '.join(map(str, options.sizes))} --seeds {' '.join(map(str, options.seeds))}"
+        f"--steps {options.steps} --batch-size {options.batch_size} "
+        f"--held-out {options.held_out:g} --sizes {' '.join(map(str, options.sizes))} "
+        f"--seeds {' '.join(map(str, options.seeds))}"
         + (f" --override {' '.join(options.override)}" if options.override else ""),
         "structures": counts,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch thread(s)",
