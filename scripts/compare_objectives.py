@@ -10,7 +10,7 @@ the change that a rotation makes. Test structures are the same for all: whole gr
     python scripts/compare_objectives.py DATA --model transip-s --steps 20000 ...     (on a GPU)
 
 Results are added to `data/results/objectives.json` after every run; a run that is there is not
-done again.
+done again. `python scripts/compare_objectives.py --summary` prints means over the seeds.
 """
 
 from __future__ import annotations
@@ -108,14 +108,35 @@ def one_run(
     }
 
 
+def summary(content: dict[str, Any]) -> str:
+    """Means over seeds, and the range of the force error, in meV, meV/A."""
+    lines = [f"{'':66}seeds  force MAE, turned   as given  rotation  energy MAE/atom"]
+    for comparison, entry in content.items():
+        alike: dict[str, list[dict[str, Any]]] = {}
+        for name, run in entry["runs"].items():
+            alike.setdefault(name.partition(" seed ")[0], []).append(run)
+        for name, runs in alike.items():
+            forces = [1e3 * run["turned"]["forces_mae"] for run in runs]
+            given = [1e3 * run["as_given"]["forces_mae"] for run in runs]
+            rotation = [1e3 * run["rotation"]["forces_mae"] for run in runs]
+            energy = [1e3 * run["turned"]["energy_per_atom_mae"] for run in runs]
+            lines.append(
+                f"{comparison + ': ' + name:66}{len(runs):5}  {np.mean(forces):5.0f} "
+                f"({min(forces):.0f} to {max(forces):.0f}){np.mean(given):10.0f}"
+                f"{np.mean(rotation):10.0f}{np.mean(energy):12.1f}"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Go through sizes, objectives and seeds."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--summary", action="store_true", help="only print what is there")
     parser.add_argument("--group", default="composition", help="info key, or composition")
-    parser.add_argument("--output", required=True, help="name of this comparison in the results")
+    parser.add_argument("--output", help="name of this comparison in the results")
     parser.add_argument("--model", default="transip-tiny")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 300, 0], help="0: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -124,6 +145,11 @@ def main() -> None:
     parser.add_argument("--held-out", type=float, default=0.1, help="of test, and of validation")
     parser.add_argument("--override", nargs="*", default=[], help="more key=value for the runs")
     options = parser.parse_args()
+    if options.summary:
+        print(summary(json.loads(RESULTS.read_text())))
+        return
+    if options.data is None or options.output is None:
+        parser.error("give DATA and --output NAME, or --summary")
 
     split = parts(unique_structures(options.data, options.group), options.held_out)
     counts = {name: len(atoms) for name, atoms in split.items()}

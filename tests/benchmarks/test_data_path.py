@@ -324,6 +324,7 @@ def test_loader_against_training(real_data, tmp_path, name):
     for batch in loader:
         made += batch.num_graphs
     loading = made / (time.perf_counter() - begin)
+    assert abs(made - 4000) <= 1, "an epoch has as many structures as were asked for"
     table = (dict.fromkeys(species, 0.0),)
     potential = build_potential(PotentialSpec(architecture, options, species, table, 40.0))
     optimizer = torch.optim.AdamW(potential.parameters())
