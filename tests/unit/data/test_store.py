@@ -193,11 +193,11 @@ FORK = multiprocessing.get_context("fork")
 
 
 def slowly(folder, files):
-    """Convert at a pace that can be interrupted."""
+    """Convert at a pace that can be interrupted; at the ninth and last shard, wait for it."""
     add = jobs.ShardWriter.add
 
     def slow(*item):
-        time.sleep(0.005)
+        time.sleep(0.005 if len(list((folder / "shards").glob("[0-9]*"))) < 8 else 600)
         add(*item)
 
     jobs.ShardWriter.add = slow
