@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mlip.atomic import free_bytes
+from mlip.errors import ConfigError
 
 DISTRIBUTION: Final = "mlip-trainer"
 LITTLE_SPACE: Final = 2 * 1024**3  # bytes; less is worth a word
@@ -59,6 +60,7 @@ def examine_environment() -> list[Note]:
         *_namesakes(),
         *_accelerators(),
         *_threads(),
+        *_kernels(),
         *_cache(),
         *_variables(),
     ]
@@ -153,6 +155,23 @@ def _threads() -> Iterator[Note]:
         yield Note("threads", f"OMP_NUM_THREADS={given}, {cores} cores", advice=advice)
     else:
         yield Note("threads", f"{cores} cores, OMP_NUM_THREADS={given or 'not set'}")
+
+
+def _kernels() -> Iterator[Note]:
+    """Say whether convolutions run as compiled loops."""
+    from mlip.models.kernels import compiler
+
+    try:
+        wanted, reason = compiler.mode(), compiler.obstacle()
+        if wanted == "torch":
+            yield Note("kernels", "in PyTorch (MLIP_KERNELS=torch)")
+        elif reason is None:
+            yield Note("kernels", f"compiled by {compiler.compiler()}")
+        else:
+            advice = f"Facet and NequIP are slower without compiled kernels: {reason}"
+            yield Note("kernels", "in PyTorch", advice=advice)
+    except ConfigError as error:
+        yield Note("kernels", str(error), broken=True, advice="set or unset MLIP_KERNELS")
 
 
 def _cache() -> Iterator[Note]:

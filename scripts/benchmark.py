@@ -147,7 +147,7 @@ def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
             def forces(
                 block: int, potential: Potential = potential, graph: AtomGraph = graph
             ) -> torch.Tensor:
-                with patch("mlip.models.edge_blocks.BLOCK", block), torch.no_grad():
+                with patch("mlip.models.edges.BLOCK", block), torch.no_grad():
                     return potential(graph).forces
 
             calls = {str(block): lambda block=block: forces(block) for block in BLOCKS}

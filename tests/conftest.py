@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,10 +25,14 @@ from ase.build import bulk, molecule
 
 from mlip.graph import AtomGraph, collate
 from mlip.models.frame_averaging import FrameAveraged
+from mlip.models.kernels import compiler
 from mlip.models.potential import Potential, Prediction
 from mlip.models.registry import ARCHITECTURES, ENTRY_POINTS, PotentialSpec, build_potential
 
 torch.set_num_threads(1)
+# Small models of many shapes: compiling for each would take longer than the suite. The variants
+# "…-compiled" and tests/unit/test_kernels.py ask for what users get by default.
+os.environ["MLIP_KERNELS"] = "torch"
 SPECIES = (1, 6, 8)
 E0 = {1: -13.6, 6: -1030.1, 8: -2043.7}  # all-electron sizes: float32 would lose 0.1 meV of them
 OTHER_E0 = {1: -1.1, 6: -1.3, 8: -1.9}  # of the first of two heads; predictions are the second's
@@ -125,6 +129,7 @@ class Variant:
     priors: tuple[str, ...] = ()
     charge_spin: bool = False
     heads: tuple[str, ...] = ("default",)
+    kernels: str = "torch"  # the value of MLIP_KERNELS
 
 
 # Small sizes keep the suite fast. An architecture that is not named here runs with its defaults.
@@ -145,6 +150,10 @@ def _nequip(charge_spin: bool = False, **options: Any) -> Variant:
     return Variant("nequip", {**SMALL["nequip"], **options}, charge_spin=charge_spin)
 
 
+def _compiled(variant: Variant) -> Variant:
+    return replace(variant, kernels="compiled")
+
+
 def _transip(charge_spin: bool = False, **options: Any) -> Variant:
     return Variant("transip", {**SMALL["transip"], **options}, charge_spin=charge_spin)
 
@@ -158,10 +167,14 @@ VARIANTS: dict[str, Variant] = {
     **{f"{name}-heads": Variant(name, SMALL[name], heads=("pbe", "wb97m")) for name in HEADED},
     "facet-L3": _facet(channels=(6, 5, 4, 3), num_layers=3),  # vectors to vectors: the middle one
     "facet-bspline": _facet(radial="bspline"),
+    "facet-compiled": _compiled(_facet(channels=(6, 5, 4, 3), num_layers=3)),
     "facet-charge": _facet(charge_spin=True),
     "facet-silu-L3": _facet(grid_act="silu", channels=(6, 5, 4, 4), grid_channels=4),
     "facet-zbl": _facet(priors=("zbl",)),
     "nequip-charge": _nequip(charge_spin=True),
+    "nequip-compiled": _compiled(  # more radial functions than the kernel multiplies itself
+        _nequip(parity="full", channels=(6, 4, 3), num_layers=3, radial_widths=(20,))
+    ),
     "nequip-full": _nequip(parity="full", channels=(6, 4, 3), num_layers=4),  # 0o in the third
     "nequip-L3": _nequip(  # the third layer is the first that paths of odd parity would reach
         channels=(6, 5, 4, 3), num_layers=3, neighbor_exponent=1.0
@@ -234,11 +247,15 @@ def rms_force(potential: Potential, atoms: ase.Atoms) -> float:
 
 
 @pytest.fixture(params=VARIANTS)
-def potential(request: pytest.FixtureRequest) -> Potential:
+def potential(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Potential:
     """Every variant, but for what it declares not to be: `@pytest.mark.needs("conservative")`.
 
     Periodic structures, by parameter or by fixture, are for those that accept them.
     """
+    kernels = VARIANTS[request.param].kernels
+    if kernels == "compiled" and compiler.compiler() is None:
+        pytest.skip("there is no C compiler")
+    monkeypatch.setenv("MLIP_KERNELS", kernels)
     potential = build(request.param)
     node: Any = request.node
     needs = {name for mark in node.iter_markers("needs") for name in mark.args}

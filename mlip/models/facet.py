@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name everybody uses
 
 from mlip.errors import ConfigError
-from mlip.models.edge_blocks import EdgeBlocks
+from mlip.models.edges import Edges
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.harmonics import coupling, even_paths
 from mlip.models.options import check_at_least, check_degrees, check_word
+from mlip.models.paths import Paths
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis, BSplineBasis
 from mlip.models.readout import per_head, read_out
@@ -120,7 +121,7 @@ class Facet(nn.Module):
 
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
-        edges = EdgeBlocks.build(geometry, self.basis, self.max_degree, _coupling)
+        edges = Edges.build(geometry, self.basis, self.max_degree, _coupling)
         h: Features = [self.embed(geometry)[:, None, :]]
         for layer in self.layers:
             h = layer(h, edges)
@@ -143,23 +144,20 @@ class Convolution(nn.Module):
         super().__init__()
         self.norm = norm
         degrees_in, degrees_out = tuple(range(len(channels_in))), tuple(range(len(channels_out)))
-        self.paths = even_paths(degrees_in, max_degree, degrees_out)
-        self.widths = [channels_in[l1] for l1, _, _ in self.paths]
-        self.radial = nn.Parameter(torch.randn(num_basis, sum(self.widths)) * num_basis**-0.5)
-        gathered = [
-            sum(w for w, p in zip(self.widths, self.paths, strict=True) if p[2] == l3)
-            for l3 in degrees_out
-        ]
-        self.mix = DegreeLinear(gathered, channels_out)
+        self.paths = Paths(
+            inputs=tuple((c, degree) for degree, c in enumerate(channels_in)),
+            outputs=degrees_out,
+            products=tuple(
+                (path[0], path, path[2]) for path in even_paths(degrees_in, max_degree, degrees_out)
+            ),
+        )
+        self.radial = nn.Parameter(torch.randn(num_basis, sum(self.paths.widths)) * num_basis**-0.5)
+        self.mix = DegreeLinear(self.paths.gathered, channels_out)
 
-    def forward(self, h: Features, edges: EdgeBlocks) -> Features:
+    def forward(self, h: Features, edges: Edges) -> Features:
         """Sum messages to (N, 2l+1, C_l)."""
-        neighbors = [x[edges.source] for x in h]  # (T·BLOCK, 2l1+1, C)
-        weights = (edges.radial @ self.radial).split(self.widths, dim=1)
-        collected: list[list[Tensor]] = [[] for _ in self.mix.channels]
-        for path, weight in zip(self.paths, weights, strict=True):
-            collected[path[2]].append(edges.product(path, weight, neighbors[path[0]]))
-        return self.mix([self.norm * edges.sum(parts) for parts in collected])
+        sums = edges.sum(self.paths, h, edges.radial, self.norm * self.radial)
+        return self.mix(sums)
 
 
 class Layer(nn.Module):
@@ -188,7 +186,7 @@ class Layer(nn.Module):
             self.update = GridUpdate(channels_out, grid_channels)
         self.norm = SmoothNorm(channels_out)
 
-    def forward(self, h: Features, edges: EdgeBlocks) -> Features:
+    def forward(self, h: Features, edges: Edges) -> Features:
         """Return the next features."""
         x = self.convolution(h, edges)
         for degree, value in enumerate(self.residual(h)):

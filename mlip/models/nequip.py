@@ -6,7 +6,7 @@ Source: Batzner et al., Nat. Commun. 13, 2453 (2022), with its authors' code; Se
 (Park et al., J. Chem. Theory Comput. 20, 4857 (2024), and code) is a choice of options.
 
 What is not as published: sums over neighbours are batched matrix products over blocks of edges
-(`EdgeBlocks`) instead of e3nn's generated tensor product and a scatter; weights are drawn with
+(`Edges`) instead of e3nn's generated tensor product and a scatter; weights are drawn with
 their fan-in in their standard deviation instead of dividing by it on every call; the envelope
 always has two continuous derivatives (SevenNet-0's XPLOR has one); isolated atoms, shifts and
 scales per element are the potential's and not the network's. e3nn keeps the books of irreducible
@@ -28,9 +28,10 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the name everybody uses
 
-from mlip.models.edge_blocks import EdgeBlocks
+from mlip.models.edges import Edges
 from mlip.models.embedding import AtomEmbedding
 from mlip.models.options import check_at_least, check_degrees, check_word
+from mlip.models.paths import Paths
 from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 from mlip.models.readout import per_head, read_out
@@ -150,7 +151,7 @@ class NequIP(nn.Module):
 
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
-        edges = EdgeBlocks.build(geometry, self.basis, self.max_degree, _coupling)
+        edges = Edges.build(geometry, self.basis, self.max_degree, _coupling)
         attributes = self.embed(geometry)
         h: Features = [attributes[:, None, :]]
         for layer in self.layers:
@@ -187,36 +188,30 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.paths = [  # of outputs in order: (input, (l1, l2, l3))
-            [
-                (i, (ir_in.l, edge.l, ir_out.l))
+        self.paths = Paths(
+            inputs=tuple((mul, ir.l) for mul, ir in irreps_in),
+            outputs=tuple(ir.l for _, ir in irreps_out),
+            products=tuple(
+                (i, (ir_in.l, edge.l, ir_out.l), o)
+                for o, (_, ir_out) in enumerate(irreps_out)
                 for i, (_, ir_in) in enumerate(irreps_in)
                 for _, edge in irreps_edge
                 if ir_out in ir_in * edge
-            ]
-            for _, ir_out in irreps_out
-        ]
-        self.widths = [[irreps_in[i][0] for i, _ in paths] for paths in self.paths]
-        sizes = [*radial_sizes, sum(sum(widths) for widths in self.widths)]
+            ),
+        )
+        sizes = [*radial_sizes, sum(self.paths.widths)]
         gains = [1.0] + [SILU_GAIN] * len(radial_sizes[1:])  # of what comes before each matrix
         self.radial = nn.ParameterList(
             _draw(a, b, gain=g) for a, b, g in zip(sizes, sizes[1:], gains, strict=False)
         )
 
-    def forward(self, h: Features, edges: EdgeBlocks) -> Features:
+    def forward(self, h: Features, edges: Edges) -> Features:
         """Sum messages to (N, 2l+1, ΣC), the paths of each output beside one another."""
         *hidden, last = self.radial
         radial = edges.radial
         for matrix in hidden:
             radial = F.silu(radial @ matrix)
-        weights = (radial @ last).split([w for widths in self.widths for w in widths], dim=1)
-        neighbors = [x[edges.source] for x in h]  # (T·BLOCK, 2l1+1, C)
-        remaining = iter(weights)
-        out = []
-        for paths in self.paths:
-            parts = [edges.product(path, next(remaining), neighbors[i]) for i, path in paths]
-            out.append(self.norm * edges.sum(parts))
-        return out
+        return edges.sum(self.paths, h, radial, self.norm * last)
 
 
 class Layer(nn.Module):
@@ -240,14 +235,12 @@ class Layer(nn.Module):
         before = self.gate.irreps_in
         self.mix_in = Mix(irreps_in, irreps_in)
         self.convolution = Convolution(irreps_in, irreps_edge, before, radial_sizes, norm)
-        gathered = [
-            (sum(widths), ir)
-            for widths, (_, ir) in zip(self.convolution.widths, before, strict=True)
-        ]
+        widths = self.convolution.paths.gathered
+        gathered = [(width, ir) for width, (_, ir) in zip(widths, before, strict=True)]
         self.mix_out = Mix(gathered, before)
         self.self_connection = Mix(irreps_in, before, attributes) if connected else None
 
-    def forward(self, h: Features, edges: EdgeBlocks, attributes: Tensor) -> Features:
+    def forward(self, h: Features, edges: Edges, attributes: Tensor) -> Features:
         """Return the next features; `attributes` (N, A) belong to the atom alone."""
         x = self.mix_out(self.convolution(self.mix_in(h), edges))
         if self.self_connection is not None:

@@ -303,7 +303,7 @@ NETWORK = (
     ),
     Bug(
         "directions forget that distances depend on positions",
-        "mlip/models/edge_blocks.py",
+        "mlip/models/edges.py",
         "unit = geometry.edge_vectors / r[:, None]",
         "unit = geometry.edge_vectors / r[:, None].detach()",
         (f"{DERIVATIVES}::test_forces[facet-bulk]",),

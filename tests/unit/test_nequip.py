@@ -18,7 +18,7 @@ from scipy.integrate import quad
 
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph
-from mlip.models.edge_blocks import EdgeBlocks
+from mlip.models.edges import Edges
 from mlip.models.harmonics import coupling, even_paths
 from mlip.models.nequip import SILU_GAIN, TANH_GAIN, Convolution, Gate, Mix, NequIP, _coupling
 from mlip.models.nequip import _coupling as clebsch_gordan
@@ -218,7 +218,7 @@ def test_convolution_is_e3nns_tensor_product(irreps, edge):
     geometry, h = random_geometry(), random_features(irreps, 7)
     assert torch.bincount(geometry.edge_index[1]).min() > 1
     centres = torch.arange(5, dtype=torch.float64)
-    blocks = EdgeBlocks.build(
+    blocks = Edges.build(
         geometry, lambda r: torch.exp(-((r[:, None] - centres) ** 2)), edge.lmax, _coupling
     )
     ours = convolution(h, blocks)

@@ -1,0 +1,132 @@
+"""Edges of a batch, expanded in radial functions and harmonics, and sums of messages over them.
+
+A message is a product of a neighbour's features, a radial weight and a coupling with the spherical
+harmonics of the edge. Written out it is (E, 2l+1, C) and has to be scattered to the centres. Two
+ways do not: compiled loops (`kernels.neighbor_sum`) keep it in registers; without a compiler and on
+an accelerator, edges of each centre lie in padded blocks of `BLOCK`, where the sum over edges is
+part of a matrix product. For Facet-S blocks are 2.3 times faster for 28 neighbours and 2.6 times
+for 60 than blocks of one edge, which are the plain scatter (one thread, energy and forces;
+data/results/edge-blocks.json).
+
+Letters: N atoms, E edges, T blocks, K basis functions; degree l has 2l+1 components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mlip.models.harmonics import spherical_harmonics
+from mlip.models.kernels import compiler
+from mlip.models.kernels.neighbor_sum import Coupling, fits, neighbor_sum
+from mlip.models.paths import Path, Paths
+from mlip.models.potential import Geometry
+
+BLOCK = 16  # edges of one centre that are contracted together
+
+
+@dataclass(slots=True)
+class Edges:
+    """The edges of each centre in blocks of `block`, the last one padded with zeros.
+
+    Compiled kernels need no padding: their blocks are of one edge.
+    """
+
+    block: int
+    compiled: bool
+    first: Tensor  # (N + 1,) where the edges of each atom begin, before padding
+    source: Tensor  # (T·block,) the neighbour; padding points at atom 0 with zero radial basis
+    block_node: Tensor  # (T,) the centre of each block
+    radial: Tensor  # (T·block, K)
+    angular: Tensor  # (T·block, (L+1)²)
+    num_nodes: int
+    coupling: Coupling
+    matrices: dict[Path, Tensor]  # filled on demand, shared by layers
+
+    @classmethod
+    def build(
+        cls, geometry: Geometry, basis: nn.Module, max_degree: int, coupling: Coupling
+    ) -> Edges:
+        """Expand the edges of `geometry`, which are sorted by centre.
+
+        Args:
+            geometry: N atoms, E edges.
+            basis: maps lengths (E,) to (E, K).
+            max_degree: L of the harmonics.
+            coupling: constants of a path, in the dtype and on the device asked for.
+        """
+        j, i = geometry.edge_index
+        compiled = i.device.type == "cpu" and compiler.usable()
+        block = 1 if compiled else BLOCK
+        n = geometry.atomic_numbers.shape[0]
+        counts = torch.bincount(i, minlength=n)
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        r = geometry.edge_lengths
+        unit = geometry.edge_vectors / r[:, None]
+        radial, harmonics = basis(r), spherical_harmonics(max_degree, unit)
+        if compiled:
+            return cls(1, True, first, j.contiguous(), i, radial, harmonics, n, coupling, {})
+
+        blocks = (counts + block - 1) // block
+        block_node = torch.repeat_interleave(blocks)
+        slots = block_node.shape[0] * block
+        first_slot = (blocks.cumsum(0) - blocks) * block
+        slot = torch.arange(len(i), device=i.device) + (first_slot - first[:-1])[i]
+        values = torch.cat([radial, harmonics], dim=1)
+        padded = values.new_zeros(slots, values.shape[1]).index_copy(0, slot, values)
+        radial, harmonics = padded.split([radial.shape[1], harmonics.shape[1]], dim=1)
+        source = torch.zeros(slots, dtype=torch.int64, device=j.device).index_copy(0, slot, j)
+        return cls(
+            block, False, first, source, block_node, radial, harmonics, n, coupling, {}
+        )  # fmt: skip
+
+    def sum(
+        self, paths: Paths, features: Sequence[Tensor], radial: Tensor, weights: Tensor
+    ) -> list[Tensor]:
+        """Sum messages over the neighbours of each atom.
+
+        Args:
+            paths: which products of features and harmonics.
+            features: (N, 2l+1, C) of each input.
+            radial: (T·block, K); zero where the edge is padding.
+            weights: (K, W); radial @ weights are the radial weights of the products, side by side.
+
+        Returns:
+            (N, 2l+1, ΣC) for each output, its products beside one another.
+        """
+        if self.compiled and fits(paths, radial.dtype):
+            return neighbor_sum(
+                paths, self.coupling, features, self.angular, radial, weights, self.first,
+                self.source,
+            )  # fmt: skip
+        neighbors = [x[self.source] for x in features]  # (T·block, 2l1+1, C)
+        parts: list[list[Tensor]] = [[] for _ in paths.outputs]
+        split = (radial @ weights).split(paths.widths, dim=1)
+        for (i, path, output), weight in zip(paths.products, split, strict=True):
+            parts[output].append(self._product(path, weight, neighbors[i]))
+        return [self._total(products) for products in parts]
+
+    def _matrix(self, path: Path) -> Tensor:
+        """Coupling with the edge harmonics: (T, 2l3+1, block·(2l1+1))."""
+        if path not in self.matrices:
+            l1, l2, l3 = path
+            y = self.angular[:, l2**2 : (l2 + 1) ** 2]
+            c = self.coupling(path, y.dtype, y.device)
+            b = (y @ c).view(-1, self.block, 2 * l3 + 1, 2 * l1 + 1)
+            self.matrices[path] = b.transpose(1, 2).flatten(2)
+        return self.matrices[path]
+
+    def _product(self, path: Path, weight: Tensor, neighbors: Tensor) -> Tensor:
+        """Sum the messages of one path within each block: (T, 2l3+1, C)."""
+        b = self._matrix(path)
+        message = weight[:, None, :] * neighbors
+        return torch.bmm(b, message.view(b.shape[0], b.shape[2], message.shape[2]))
+
+    def _total(self, parts: list[Tensor]) -> Tensor:
+        """Add the blocks of each centre: paths (T, 2l+1, C) beside one another to (N, 2l+1, ΣC)."""
+        blocks = torch.cat(parts, dim=2)
+        total = blocks.new_zeros(self.num_nodes, *blocks.shape[1:])
+        return total.index_add(0, self.block_node, blocks)

@@ -1,0 +1,5 @@
+"""Compiled loops for what PyTorch can only do by writing large temporaries to memory.
+
+Each has a plain PyTorch counterpart that gives the same numbers to rounding and is used where there
+is no C compiler, on other devices, and when the environment variable MLIP_KERNELS is `torch`.
+"""

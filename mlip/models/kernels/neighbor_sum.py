@@ -1,0 +1,280 @@
+"""Sums over neighbours that never write a message: forward, gradient and its gradient in C.
+
+`neighbor_sum.c` says what is summed. It is specialised here to the shapes of one layer, so that the
+compiler knows the length of every loop. Energies need `forward`, forces `backward` and training on
+forces `backward_twice`; a third derivative is refused.
+
+Letters: N atoms, E edges sorted by centre, K radial functions, W radial weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip.models.kernels.compiler import load
+from mlip.models.paths import Path, Paths
+
+Coupling = Callable[[Path, torch.dtype, torch.device], Tensor]  # (2l2+1, (2l3+1)(2l1+1))
+FUNCTIONS = ("forward", "backward", "backward_twice")
+REAL = {torch.float32: "float", torch.float64: "double"}
+EDGES_PER_THREAD = 1000  # fewer are not worth waking a thread for
+MAX_RADIAL = 16  # more are multiplied with the weights outside, by a matrix product of all edges
+MAX_NUMBERS = 60_000  # of one atom's output: it is kept on a thread's stack
+
+
+def fits(paths: Paths, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for such a layer: single or double precision, not too wide."""
+    size = sum((2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True))
+    return dtype in REAL and size <= MAX_NUMBERS
+
+
+def neighbor_sum(
+    paths: Paths,
+    coupling: Coupling,
+    features: Sequence[Tensor],
+    harmonics: Tensor,
+    radial: Tensor,
+    weights: Tensor,
+    first: Tensor,
+    source: Tensor,
+) -> list[Tensor]:
+    """Sum messages over the neighbours of each atom.
+
+    Args:
+        paths: which products.
+        coupling: their constants, in the dtype and on the device asked for.
+        features: (N, 2l+1, C) of each input.
+        harmonics: (E, (L+1)²).
+        radial: (E, K).
+        weights: (K, W); radial @ weights are the radial weights of the products, side by side.
+        first: (N + 1,) where the edges of each atom begin.
+        source: (E,) neighbours.
+
+    Returns:
+        (N, 2l+1, ΣC) for each output.
+    """
+    width = radial.shape[1]
+    if width > MAX_RADIAL:
+        radial, weights, width = radial @ weights, weights.new_empty(0), 0
+    kernel = _kernel(paths, coupling, harmonics.shape[1], width, radial.dtype)
+    h = torch.cat([x.flatten(1) for x in features], dim=1)
+    args = [x.contiguous() for x in (h, harmonics, radial, weights)]
+    out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
+    sizes = [(2 * d + 1, g) for d, g in zip(paths.outputs, paths.gathered, strict=True)]
+    parts = out.split([d * g for d, g in sizes], dim=1)
+    return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+class _Kernel:
+    """The three functions for the shapes of one layer, each compiled when it is first called."""
+
+    def __init__(
+        self, paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
+    ) -> None:
+        self.out_size = sum(
+            (2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)
+        )
+        self._source = _header(paths, coupling, harmonics, radial, dtype, self.out_size) + (
+            files("mlip.models.kernels") / "neighbor_sum.c"
+        ).read_text(encoding="utf-8")
+        self._what = f"{len(paths.products)} products, {REAL[dtype]}"
+        self._functions: dict[str, Any] = {}
+
+    def __call__(self, name: str, first: Tensor, *tensors: Tensor | None) -> None:
+        """Run a function on the centres that `first` begins, on this thread alone."""
+        arguments = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in tensors]
+        begin, end = 0, len(first) - 1
+        self.function(name)(begin, end, ctypes.c_void_p(first.data_ptr()), *arguments)
+
+    def function(self, name: str) -> Any:
+        """Return the function, compiled if it must be."""
+        if name not in self._functions:
+            define = f"#define FUNCTION {FUNCTIONS.index(name)}\n"
+            function = load(define + self._source, f"{name} of {self._what}")[name]
+            function.argtypes = [ctypes.c_int64, ctypes.c_int64] + [ctypes.c_void_p] * {
+                "forward": 7, "backward": 11, "backward_twice": 15
+            }[name]  # fmt: skip
+            function.restype = None
+            self._functions[name] = function
+        return self._functions[name]
+
+    def run(
+        self, name: str, first: Tensor, fixed: Sequence[Tensor], scattered: Sequence[Tensor | None],
+        order: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]],
+    ) -> list[Tensor | None]:  # fmt: skip
+        """Run a function on all centres, in as many threads as PyTorch has.
+
+        Args:
+            name: of the function.
+            first: (N + 1,).
+            fixed: the tensors before those that are written.
+            scattered: zeros that are added to; each thread gets its own and they are summed, in
+                the order of the threads.
+            order: puts the scattered ones (of one thread) among the other outputs.
+
+        Returns:
+            The sums of the scattered.
+        """
+        function = self.function(name)
+        ranges = _ranges(first)
+
+        def work(part: tuple[int, int], own: Sequence[Tensor | None]) -> None:
+            tensors = [first, *fixed, *order(own)]
+            pointers = [None if x is None else x.data_ptr() for x in tensors]
+            function(*part, *pointers)
+
+        if len(ranges) == 1:
+            work(ranges[0], scattered)
+            return list(scattered)
+        copies = [[None if x is None else torch.zeros_like(x) for x in scattered] for _ in ranges]
+        list(_pool(os.getpid(), len(ranges)).map(work, ranges, copies))
+        return [
+            None if parts[0] is None else torch.stack([p for p in parts if p is not None]).sum(0)
+            for parts in zip(*copies, strict=True)
+        ]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: _Kernel, first: Tensor, source: Tensor,
+        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.kernel = kernel
+        ctx.save_for_backward(first, source, h, harmonics, radial, weights)
+        out = h.new_empty(len(h), kernel.out_size)
+        fixed = [source, h, harmonics, radial, weights]
+        kernel.run("forward", first, fixed, [], lambda _: [out])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        first, source, h, harmonics, radial, weights = ctx.saved_tensors
+        (g,) = gradients
+        d = _Gradient.apply(
+            ctx.kernel, ctx.needs_input_grad[-1], first, source,
+            h, harmonics, radial, weights, g.contiguous(),
+        )  # fmt: skip
+        return (None, None, None, *d)  # type: ignore[misc]
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: _Kernel, with_weights: bool, first: Tensor, source: Tensor,
+        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor, g: Tensor,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx.kernel = kernel
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(first, source, h, harmonics, radial, weights, g)
+        d_harmonics, d_radial = torch.empty_like(harmonics), torch.empty_like(radial)
+        scattered = [torch.zeros_like(h), torch.zeros_like(weights) if with_weights else None]
+        d_h, d_weights = kernel.run(
+            "backward", first, [source, h, harmonics, radial, weights, g], scattered,
+            lambda own: [own[0], d_harmonics, d_radial, own[1]],
+        )  # fmt: skip
+        return d_h, d_harmonics, d_radial, d_weights
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            # `once_differentiable` would not do: autograd.grad skips the node that would complain
+            raise NotImplementedError(
+                "compiled kernels have two derivatives, and create_graph asks for the third; set "
+                "the environment variable MLIP_KERNELS=torch"
+            )
+        first, source, h, harmonics, radial, weights, g = ctx.saved_tensors
+        *given, u_weights = cotangents
+        if u_weights is not None:
+            raise NotImplementedError("derivatives of the gradient of the weights")
+        u = [
+            torch.zeros_like(like) if value is None else value.contiguous()
+            for value, like in zip(given, (h, harmonics, radial), strict=True)
+        ]
+        v_g = torch.empty_like(g)
+        v_harmonics, v_radial = torch.empty_like(harmonics), torch.empty_like(radial)
+        v_h, v_weights = ctx.kernel.run(
+            "backward_twice", first, [source, h, harmonics, radial, weights, g, *u],
+            [torch.zeros_like(h), torch.zeros_like(weights)],
+            lambda own: [v_g, own[0], v_harmonics, v_radial, own[1]],
+        )  # fmt: skip
+        return None, None, None, None, v_h, v_harmonics, v_radial, v_weights, v_g
+
+
+@cache
+def _kernel(
+    paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
+) -> _Kernel:
+    return _Kernel(paths, coupling, harmonics, radial, dtype)
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # `process`: a fork has no threads
+    return ThreadPoolExecutor(threads, thread_name_prefix="mlip-kernel")
+
+
+def _ranges(first: Tensor) -> list[tuple[int, int]]:
+    """Split the centres into parts of about as many edges."""
+    n, edges = len(first) - 1, int(first[-1])
+    parts = max(1, min(torch.get_num_threads(), edges // EDGES_PER_THREAD, n))
+    if parts == 1:
+        return [(0, n)]
+    wanted = torch.arange(1, parts) * (edges / parts)
+    inner = torch.searchsorted(first, wanted.to(first.dtype)).tolist()
+    return list(pairwise([0, *inner, n]))
+
+
+def _header(
+    paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype, out: int
+) -> str:
+    """What `neighbor_sum.c` expects in front of it."""
+    at_input = _offsets([(2 * degree + 1) * c for c, degree in paths.inputs])
+    at_output = _offsets(
+        [(2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)]
+    )
+    column = [0] * len(paths.outputs)
+    tables: dict[str, str] = {}
+    rows = []
+    for (i, path, o), width, at_w in zip(
+        paths.products, paths.widths, _offsets(paths.widths), strict=False
+    ):
+        l1, l2, l3 = path
+        name = f"coupling_{l1}_{l2}_{l3}"
+        numbers = coupling(path, torch.float64, torch.device("cpu")).flatten().tolist()
+        tables[name] = f"static const real {name}[] = {{{', '.join(map(repr, numbers))}}};"
+        at_out, stride = at_output[o] + column[o], paths.gathered[o]
+        column[o] += width
+        rows.append(
+            f"DO({name}, {2 * l1 + 1}, {2 * l2 + 1}, {2 * l3 + 1}, {width}, {at_input[i]}, "
+            f"{l2 * l2}, {at_w}, {at_out}, {stride})"
+        )
+    sizes = {
+        "RADIAL": radial, "WEIGHTS": sum(paths.widths), "FEATURES": at_input[-1],
+        "HARMONICS": harmonics, "OUT": out,
+    }  # fmt: skip
+    return "\n".join(
+        [
+            f"typedef {REAL[dtype]} real;",
+            *(f"#define {name} {size}" for name, size in sizes.items()),
+            *tables.values(),
+            "#define FOR_EACH_PATH(DO) \\\n    " + " \\\n    ".join(rows),
+            "",
+        ]
+    )
+
+
+def _offsets(sizes: Sequence[int]) -> list[int]:
+    out = [0]
+    for size in sizes:
+        out.append(out[-1] + size)
+    return out

@@ -1,0 +1,318 @@
+"""Compiled sums over neighbours: the numbers and derivatives of PyTorch's, on any threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from conftest import build
+
+from mlip.errors import ConfigError
+from mlip.graph import AtomGraph, collate
+from mlip.models.edges import Edges
+from mlip.models.facet import _coupling
+from mlip.models.harmonics import even_paths
+from mlip.models.kernels import compiler, neighbor_sum
+from mlip.models.paths import Paths
+from mlip.models.potential import Geometry
+
+pytestmark = pytest.mark.skipif(compiler.compiler() is None, reason="there is no C compiler")
+DEGREES = (0, 1, 2, 3)
+
+
+def paths(channels=(3, 2, 2, 1), outputs=DEGREES) -> Paths:
+    inputs = tuple((c, degree) for degree, c in enumerate(channels))
+    products = even_paths(tuple(range(len(channels))), 3, outputs)
+    return Paths(inputs, outputs, tuple((p[0], p, outputs.index(p[2])) for p in products))
+
+
+def problem(layer: Paths, num_radial=4, n=5, edges=23, dtype=torch.float64, seed=0):
+    """Random tensors; the second atom has no neighbours, another more than a tile of them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    centre = torch.randint(0, n, (edges,), generator=generator).sort().values
+    centre[centre == 1] = 2
+    counts = torch.bincount(centre, minlength=n)
+    assert counts[1] == 0
+    assert counts.max() > 4
+    first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    source = torch.randint(0, n, (edges,), generator=generator)
+    features = [draw(n, 2 * degree + 1, c) for c, degree in layer.inputs]
+    weights = draw(num_radial, sum(layer.widths))
+    tensors = [*features, draw(edges, 16), draw(edges, num_radial), weights]
+    return first, source, centre, [x.requires_grad_() for x in tensors]
+
+
+def compiled(layer, first, source, *tensors):
+    *features, harmonics, radial, weights = tensors
+    return neighbor_sum.neighbor_sum(
+        layer, _coupling, features, harmonics, radial, weights, first, source
+    )
+
+
+def written_out(layer, first, source, *tensors):
+    """The definition: one message for every edge, added to its centre."""
+    *features, harmonics, radial, weights = tensors
+    n = len(first) - 1
+    centre = torch.repeat_interleave(torch.arange(n), first.diff())
+    out = [[] for _ in layer.outputs]
+    split = (radial @ weights).split(layer.widths, dim=1)
+    for (i, (l1, l2, l3), o), w in zip(layer.products, split, strict=True):
+        c = _coupling((l1, l2, l3), w.dtype, w.device).view(2 * l2 + 1, 2 * l3 + 1, 2 * l1 + 1)
+        y = harmonics[:, l2**2 : (l2 + 1) ** 2]
+        message = torch.einsum("bca,eb,ead,ed->ecd", c, y, features[i][source], w)
+        out[o].append(message.new_zeros(n, *message.shape[1:]).index_add(0, centre, message))
+    return [torch.cat(parts, dim=2) for parts in out]
+
+
+LAYERS = {
+    "first": paths((5,)),
+    "middle": paths(),
+    "last": paths(outputs=(0,)),
+    "one-radial": paths((2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("num_radial", [1, 4, 20])
+def test_it_is_the_sum_of_all_messages(name, num_radial):
+    first, source, _, tensors = problem(LAYERS[name], num_radial)
+    ours = compiled(LAYERS[name], first, source, *tensors)
+    for one, other in zip(ours, written_out(LAYERS[name], first, source, *tensors), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_radial", [3, 20])
+def test_first_and_second_derivatives(num_radial):
+    """Of every argument, against finite differences."""
+    layer = paths((2, 1, 1), outputs=(0, 1, 2))
+    first, source, _, tensors = problem(layer, num_radial, n=4, edges=9)
+
+    def function(*tensors):
+        return tuple(compiled(layer, first, source, *tensors))
+
+    assert torch.autograd.gradcheck(function, tensors)
+
+    def gradients(*tensors):
+        """As training takes them: with respect to all but the weights, then differentiated."""
+        loss = sum((k + 1) * (x**3).sum() for k, x in enumerate(function(*tensors)))
+        return torch.autograd.grad(loss, tensors[:-1], create_graph=True)
+
+    assert torch.autograd.gradcheck(gradients, tensors)
+
+
+def test_a_third_derivative_is_refused():
+    layer = LAYERS["one-radial"]
+    first, source, _, tensors = problem(layer)
+    x = tensors[-2]
+    value = sum((y**4).sum() for y in compiled(layer, first, source, *tensors))
+    (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"third.*MLIP_KERNELS=torch"):
+        torch.autograd.grad(gradient.square().sum(), x, create_graph=True)
+
+
+def test_threads_give_the_same(monkeypatch):
+    """To rounding, and to the bit when repeated."""
+    layer = LAYERS["middle"]
+    first, source, _, tensors = problem(layer, n=40, edges=900)
+    monkeypatch.setattr(neighbor_sum, "EDGES_PER_THREAD", 100)
+
+    def run(threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        assert len(neighbor_sum._ranges(first)) == threads
+        out = compiled(layer, first, source, *tensors)
+        loss = sum((x**2).sum() for x in out)
+        gradients = torch.autograd.grad(loss, tensors[:-1], create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in gradients), tensors)
+        return [*out, *gradients, *second]
+
+    one, three, again = run(1), run(3), run(3)
+    for a, b, c in zip(one, three, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-9)
+        assert torch.equal(b, c)
+
+
+def test_ranges_cover_all_centres(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(neighbor_sum, "EDGES_PER_THREAD", 1)
+    for counts in ([0, 0, 9, 0], [5], [1, 1, 1, 1, 1, 1, 50], [0, 0, 0], [7, 0, 0, 0, 0]):
+        first = torch.tensor([0, *np.cumsum(counts)])
+        ranges = neighbor_sum._ranges(first)
+        assert ranges[0][0] == 0
+        assert ranges[-1][1] == len(counts)
+        assert all(a[1] == b[0] for a, b in pairwise(ranges))
+
+
+@pytest.mark.parametrize("name", ["facet", "facet-L3", "nequip-full", "nequip-sevennet"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_potentials_and_their_training_gradients_agree(name, dtype, monkeypatch):
+    """Both kernels, on crystals and a molecule and an atom alone in one batch."""
+    potential = build(name).to(dtype).train()
+    structures = [
+        bulk("C", "diamond", a=3.6) * (2, 1, 1),
+        ase.Atoms("CO", [(0, 0, 0), (0.1, 1.1, 0.2)]),
+        ase.Atoms("H", [(0, 0, 0)]),
+    ]
+    graph = collate([AtomGraph.from_atoms(a, potential.cutoff) for a in structures])
+    found = []
+    for kernels in ("torch", "compiled"):
+        monkeypatch.setenv("MLIP_KERNELS", kernels)
+        potential.zero_grad(set_to_none=True)
+        out = potential(graph)
+        loss = (out.energy - out.energy.detach() + 1).square().mean() + out.forces.square().mean()
+        (loss + out.virial.square().mean()).backward()
+        gradients = [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for p in potential.parameters()
+        ]
+        found.append([out.energy, out.forces, out.virial, *gradients])
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+    for one, other in zip(*found, strict=True):
+        scale = max(float(one.detach().abs().max()), 1e-6)
+        assert float((one - other).detach().abs().max()) < tolerance * scale
+
+
+def test_hessians_agree(monkeypatch):
+    potential = build("facet-L3").freeze()
+    graph = AtomGraph.from_atoms(bulk("C", "diamond", a=3.6), potential.cutoff)
+    found = []
+    for kernels in ("torch", "compiled"):
+        monkeypatch.setenv("MLIP_KERNELS", kernels)
+        positions = graph.positions.clone().requires_grad_()
+        forces = potential(replace(graph, positions=positions)).forces
+        rows = [torch.autograd.grad(f, positions, retain_graph=True)[0] for f in forces.flatten()]
+        found.append(torch.stack(rows))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+# -- the compiler --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A cache of its own, and nothing remembered of the compiler."""
+    monkeypatch.setenv("MLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLIP_KERNELS", "auto")
+    remembered = (compiler.compiler, compiler.obstacle, compiler._compiler_version)
+    for function in remembered:
+        function.cache_clear()
+    yield tmp_path / "cache" / "kernels"
+    for function in remembered:
+        function.cache_clear()
+
+
+def test_a_library_is_compiled_once(fresh, monkeypatch):
+    source = "int nine(void) { return 9; }\n"
+    assert compiler.load(source, "a test").nine() == 9
+    (library,) = fresh.glob("*.so")
+    stamp = library.stat().st_mtime_ns
+    monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert compiler.load(source, "a test").nine() == 9
+    assert library.stat().st_mtime_ns == stamp
+    with pytest.raises(pytest.fail.Exception):
+        compiler.load(source + "\n", "another source")
+
+
+def test_processes_that_start_together_compile_once(fresh):
+    code = (
+        "from mlip.models.kernels import compiler\n"
+        "real = compiler._compile\n"
+        "def told(*a): print('compiled', flush=True); real(*a)\n"
+        "compiler._compile = told\n"
+        "assert compiler.load('int nine(void) { return 9; }\\n', 'a test').nine() == 9\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    printed = [p.communicate(timeout=120)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0]
+    assert "".join(printed).count("compiled") == 1
+    assert len(list(fresh.glob("*.so"))) == 1
+
+
+def test_what_does_not_compile_leaves_nothing(fresh):
+    with pytest.raises(ConfigError, match=r"could not compile.*MLIP_KERNELS=torch(?s:.)*error"):
+        compiler.load("int nine(void) { return }\n", "a test")
+    assert not list(fresh.glob("*.so"))
+    assert not [p for p in fresh.iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder, patch: patch.setenv("CC", "/nowhere/cc"), "no C compiler"),
+        (lambda folder, patch: patch.setenv("CC", "false"), "could not compile"),
+        (
+            lambda folder, patch: (folder.mkdir(parents=True), os.chmod(folder, 0o777)),
+            "others may write",
+        ),
+    ],
+    ids=["none", "broken", "unsafe"],
+)
+def test_without_a_usable_compiler_it_is_torch(fresh, harm, message, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="mlip")
+    harm(fresh, monkeypatch)
+    compiler._tell_once.cache_clear()
+    assert not compiler.usable()
+    assert not compiler.usable()
+    told = [r.getMessage() for r in caplog.records if "slower" in r.getMessage()]
+    assert len(told) == 1, "said once"
+    assert message in told[0]
+    monkeypatch.setenv("MLIP_KERNELS", "compiled")
+    with pytest.raises(ConfigError, match=message):
+        compiler.usable()
+
+
+def test_unknown_kernels_are_refused(monkeypatch):
+    monkeypatch.setenv("MLIP_KERNELS", "fast")
+    with pytest.raises(ConfigError, match=r"MLIP_KERNELS='fast'.*auto, torch, compiled"):
+        compiler.usable()
+
+
+def test_other_types_and_very_wide_layers_are_summed_by_torch(monkeypatch):
+    layer = LAYERS["middle"]
+    assert neighbor_sum.fits(layer, torch.float32)
+    assert not neighbor_sum.fits(layer, torch.bfloat16)
+    monkeypatch.setattr(neighbor_sum, "MAX_NUMBERS", 100)
+    assert not neighbor_sum.fits(layer, torch.float32)
+
+
+def test_the_edges_choose(monkeypatch):
+    n = 3
+    geometry = Geometry(
+        atomic_numbers=torch.ones(n, dtype=torch.int64),
+        edge_index=torch.tensor([[1, 2, 0], [0, 0, 2]]),
+        edge_vectors=torch.randn(3, 3, dtype=torch.float64),
+        edge_lengths=torch.ones(3, dtype=torch.float64),
+        batch=torch.zeros(n, dtype=torch.int64),
+        num_graphs=1,
+        charge=torch.zeros(1, dtype=torch.int64),
+        spin=torch.zeros(1, dtype=torch.int64),
+        head=torch.zeros(1, dtype=torch.int64),
+        pbc=torch.zeros(1, 3, dtype=torch.bool),
+    )
+    shapes = {}
+    for kernels in ("torch", "compiled"):
+        monkeypatch.setenv("MLIP_KERNELS", kernels)
+        edges = Edges.build(geometry, lambda r: r[:, None], 2, _coupling)
+        assert edges.compiled == (kernels == "compiled")
+        assert edges.first.tolist() == [0, 2, 2, 3]
+        shapes[kernels] = len(edges.source)
+    assert shapes == {"torch": 32, "compiled": 3}
+
+
+def test_the_source_ships():
+    assert (Path(neighbor_sum.__file__).parent / "neighbor_sum.c").is_file()
