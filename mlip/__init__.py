@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlip.calculator import MLIPCalculator
+    from mlip.cell_filter import CellFilter
     from mlip.errors import MLIPError
     from mlip.graph import AtomGraph
     from mlip.models.potential import Potential, Prediction
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AtomGraph",
+    "CellFilter",
     "MLIPCalculator",
     "MLIPError",
     "Potential",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 _HOME = {
     "AtomGraph": "mlip.graph",
+    "CellFilter": "mlip.cell_filter",
     "MLIPCalculator": "mlip.calculator",
     "MLIPError": "mlip.errors",
     "Potential": "mlip.models.potential",

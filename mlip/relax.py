@@ -10,10 +10,10 @@ from typing import Any
 
 import ase
 import numpy as np
-from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS, FIRE, LBFGS
 
 from mlip.calculator import MLIPCalculator, carry_state
+from mlip.cell_filter import CellFilter
 from mlip.errors import ConfigError, DataError
 from mlip.models.potential import Potential
 from mlip.units import GPA
@@ -115,7 +115,7 @@ class Relaxer:
             log.info("no 3-D cell (pbc=%s): positions only", atoms.pbc.tolist())
         target: Any = atoms
         if self.relax_cell and periodic:
-            target = FrechetCellFilter(atoms, scalar_pressure=self.pressure_gpa * GPA)
+            target = CellFilter(atoms, scalar_pressure=self.pressure_gpa * GPA)
         frames: list[ase.Atoms] = []
 
         def record() -> None:
