@@ -44,7 +44,7 @@ class CellFilter(FrechetCellFilter):
         super().__init__(atoms, scalar_pressure=scalar_pressure)
         self.pressure = float(scalar_pressure)
         self._reference = np.array(self.orig_cell)
-        self._known: tuple[Array, Array] | None = None  # a cell, and X there
+        self._known: Any = None  # a cell and X there, if known
 
     def get_positions(self) -> Array:
         """Return undeformed positions and scaled X: (N + 3, 3)."""
@@ -76,10 +76,12 @@ class CellFilter(FrechetCellFilter):
         self.stress = full_3x3_to_voigt_6_stress(stress)
         return np.concatenate([self.atoms.get_forces(**kwargs) @ deformation, on_cell])
 
-    def _deformation(self) -> Array:
-        return np.linalg.solve(self._reference, self.atoms.cell.array).T
+    def _deformation(self) -> Any:
+        return np.linalg.solve(self._reference, self.atoms.cell.array).T.astype(
+            np.float64, copy=False
+        )
 
-    def _log(self) -> Array:
+    def _log(self) -> Any:
         cell = self.atoms.cell.array
         if self._known is None or not np.array_equal(self._known[0], cell):
             self._known = (cell.copy(), np.real(logm(self._deformation())))

@@ -13,7 +13,6 @@ Letters: N atoms, E edges, T blocks, K basis functions; degree l has 2l+1 compon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,14 +82,12 @@ class Edges:
             block, False, first, source, block_node, radial, harmonics, n, coupling, {}
         )  # fmt: skip
 
-    def sum(
-        self, paths: Paths, features: Sequence[Tensor], radial: Tensor, weights: Tensor
-    ) -> list[Tensor]:
+    def sum(self, paths: Paths, features: Tensor, radial: Tensor, weights: Tensor) -> list[Tensor]:
         """Sum messages over the neighbours of each atom.
 
         Args:
             paths: which products of features and harmonics.
-            features: (N, 2l+1, C) of each input.
+            features: (N, Σ(2l+1)C), the inputs (2l+1, C) of an atom beside one another.
             radial: (T·block, K); zero where the edge is padding.
             weights: (K, W); radial @ weights are the radial weights of the products, side by side.
 
@@ -102,7 +99,7 @@ class Edges:
                 paths, self.coupling, features, self.angular, radial, weights, self.first,
                 self.source,
             )  # fmt: skip
-        neighbors = [x[self.source] for x in features]  # (T·block, 2l1+1, C)
+        neighbors = paths.unpack(features[self.source])  # (T·block, 2l1+1, C)
         parts: list[list[Tensor]] = [[] for _ in paths.outputs]
         split = (radial @ weights).split(paths.widths, dim=1)
         for (i, path, output), weight in zip(paths.products, split, strict=True):

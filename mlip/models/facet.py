@@ -11,8 +11,8 @@ the model is O(3)- instead of SE(3)-invariant; a normalisation that stays smooth
 vanish by symmetry; and `grid_act="product"`, whose grid is exact (`"silu"` is the published one and
 aliases).
 
-Letters: N atoms, E edges, C channels, K basis functions, P radial weights; degree l has 2l+1
-components; features are a list of (N, 2l+1, C_l), one per degree, parity (−1)^l.
+Letters: N atoms, E edges, C channels, K basis functions; degree l has 2l+1 components and parity
+(−1)^l. Features are packed, (N, Σ(2l+1)C_l), between layers, and a list of (N, 2l+1, C_l) within.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ class Facet(nn.Module):
     def forward(self, geometry: Geometry) -> NodeOutput:
         """See `EnergyModel`."""
         edges = Edges.build(geometry, self.basis, self.max_degree, _coupling)
-        h: Features = [self.embed(geometry)[:, None, :]]
+        h = self.embed(geometry)
         for layer in self.layers:
             h = layer(h, edges)
-        scalars = h[0][:, 0]
+        scalars = h
         energy = read_out(self.readout, geometry, scalars)[:, 0]
         return NodeOutput(self.force_scale * energy, features=scalars)
 
@@ -154,7 +154,7 @@ class Convolution(nn.Module):
         self.radial = nn.Parameter(torch.randn(num_basis, sum(self.paths.widths)) * num_basis**-0.5)
         self.mix = DegreeLinear(self.paths.gathered, channels_out)
 
-    def forward(self, h: Features, edges: Edges) -> Features:
+    def forward(self, h: Tensor, edges: Edges) -> Features:
         """Sum messages to (N, 2l+1, C_l)."""
         sums = edges.sum(self.paths, h, edges.radial, self.norm * self.radial)
         return self.mix(sums)
@@ -186,13 +186,15 @@ class Layer(nn.Module):
             self.update = GridUpdate(channels_out, grid_channels)
         self.norm = SmoothNorm(channels_out)
 
-    def forward(self, h: Features, edges: Edges) -> Features:
-        """Return the next features."""
+    def forward(self, h: Tensor, edges: Edges) -> Tensor:
+        """Return the next features, packed."""
         x = self.convolution(h, edges)
-        for degree, value in enumerate(self.residual(h)):
+        residual = self.residual(self.convolution.paths.unpack(h))
+        for degree, value in enumerate(residual):
             x[degree] = x[degree] + value
         y = self.norm(self.update(x))
-        return [v + h[degree] if degree < len(h) else v for degree, v in enumerate(y)]
+        more = y.shape[1] - h.shape[1]  # the first layer adds degrees, the last one drops them
+        return y + (F.pad(h, (0, more)) if more > 0 else h[:, : y.shape[1]])
 
 
 class ProductUpdate(nn.Module):
@@ -215,14 +217,15 @@ class ProductUpdate(nn.Module):
 
     def forward(self, x: Features) -> Features:
         """Map (N, 2l+1, C_l) to the same shapes."""
-        like = x[0]
         size = (self.max_degree, self.latitudes, self.longitudes)
-        to_grid, from_grid = _grid(*size, like.dtype, like.device)
-        left = to_grid @ torch.cat(self.left(x), dim=1)  # (N, G, C)
-        right = to_grid @ torch.cat(self.right(x), dim=1)
+        to_grid, from_grid = _grid(*size, x[0].dtype, x[0].device)
+        # components first: one matrix product takes all atoms to the grid
+        left = to_grid @ _components_first(self.left(x))  # (G, N·C)
+        right = to_grid @ _components_first(self.right(x))
         scalars = F.silu(self.scalar(x[0]))  # (N, 1, C_0)
-        y = (from_grid @ (left * right)) * (1.0 + self.gate(scalars))
-        out = list(y.split([2 * degree + 1 for degree in range(len(x))], dim=1))
+        y = (from_grid @ (left * right)).view(len(from_grid), len(scalars), -1)
+        y = y * (1.0 + self.gate(scalars[:, 0]))
+        out = [v.transpose(0, 1) for v in y.split([2 * d + 1 for d in range(len(x))])]
         out[0] = torch.cat([out[0], scalars], dim=2)
         return self.down(out)
 
@@ -300,13 +303,20 @@ class SmoothNorm(nn.Module):
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
         self.scales = nn.ParameterList(torch.zeros(c) for c in channels)
+        self.channels = tuple(channels)
 
-    def forward(self, x: Features) -> Features:
-        """Normalise (N, 2l+1, C_l)."""
-        x = [x[0] - x[0].mean(dim=2, keepdim=True), *x[1:]]
-        powers = [v.square().sum(1, keepdim=True).mean(2, keepdim=True) / v.shape[1] for v in x]
-        inverse = torch.rsqrt(1.0 + torch.stack(powers).mean(0))
-        return [v * inverse * scale for v, scale in zip(x, self.scales, strict=True)]
+    def forward(self, x: Features) -> Tensor:
+        """Normalise (N, 2l+1, C_l) and pack them, (N, Σ(2l+1)C_l)."""
+        centred = x[0] - x[0].mean(dim=2, keepdim=True)
+        packed = torch.cat([centred.flatten(1), *(v.flatten(1) for v in x[1:])], dim=1)
+        shares, index = _packing(self.channels, packed.dtype, packed.device)
+        inverse = torch.rsqrt(1.0 + packed.square() @ shares)
+        return packed * inverse[:, None] * torch.cat(list(self.scales))[index]
+
+
+def _components_first(x: Features) -> Tensor:
+    """Turn (N, 2l+1, C) of all degrees into ((L+1)², N·C)."""
+    return torch.cat([v.transpose(0, 1).flatten(1) for v in x])
 
 
 # Constants live outside the modules: a buffer cast to float32 and back keeps only seven digits,
@@ -328,3 +338,18 @@ def _grid(
     with torch.inference_mode(False):
         to_grid, from_grid = grid_matrices(max_degree, latitudes, longitudes)
         return to_grid.to(device, dtype), from_grid.to(device, dtype).contiguous()
+
+
+@cache
+def _packing(
+    channels: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What each packed number counts in the mean square of all degrees, and its channel."""
+    shares, index, start = [], [], 0
+    with torch.inference_mode(False):
+        for degree, c in enumerate(channels):
+            size = 2 * degree + 1
+            shares += [1.0 / (len(channels) * size * c)] * (size * c)
+            index += list(range(start, start + c)) * size
+            start += c
+        return torch.tensor(shares, dtype=dtype, device=device), torch.tensor(index, device=device)

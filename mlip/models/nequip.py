@@ -211,7 +211,8 @@ class Convolution(nn.Module):
         radial = edges.radial
         for matrix in hidden:
             radial = F.silu(radial @ matrix)
-        return edges.sum(self.paths, h, radial, self.norm * last)
+        packed = torch.cat([x.flatten(1) for x in h], dim=1)
+        return edges.sum(self.paths, packed, radial, self.norm * last)
 
 
 class Layer(nn.Module):

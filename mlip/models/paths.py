@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import Tensor
+
 Path = tuple[int, int, int]  # degrees of the neighbour's features, the harmonics, the message
 
 
@@ -33,3 +35,9 @@ class Paths:
             sum(width for (_, _, o), width in pairs if o == output)
             for output in range(len(self.outputs))
         )
+
+    def unpack(self, features: Tensor) -> list[Tensor]:
+        """Split (N, Σ(2l+1)C) into the inputs, (N, 2l+1, C) each."""
+        shapes = [(2 * degree + 1, channels) for channels, degree in self.inputs]
+        parts = features.split([d * c for d, c in shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]

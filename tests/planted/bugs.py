@@ -276,8 +276,8 @@ NETWORK = (
     Bug(
         "messages are divided by the mean degree of the batch",
         FACET,
-        "self.norm * edges.sum(parts) for",
-        "(1 + len(edges.source) / edges.num_nodes) ** -0.7 * edges.sum(parts) for",
+        "edges.radial, self.norm * self.radial)",
+        "edges.radial, (1 + len(edges.source) / edges.num_nodes) ** -0.7 * self.radial)",
         (f"{SYMMETRY}::test_batch_equals_single[facet]",),
     ),
     Bug(
@@ -311,10 +311,12 @@ NETWORK = (
     Bug(
         "each degree is divided by its own root mean square",
         FACET,
-        "inverse = torch.rsqrt(1.0 + torch.stack(powers).mean(0))\n"
-        "        return [v * inverse * scale for v, scale in zip(x, self.scales, strict=True)]",
-        "inverse = [torch.rsqrt(1e-6 + power) for power in powers]\n"
-        "        return [v * i * s for v, i, s in zip(x, inverse, self.scales, strict=True)]",
+        "inverse = torch.rsqrt(1.0 + packed.square() @ shares)\n"
+        "        return packed * inverse[:, None] * torch.cat(list(self.scales))[index]",
+        "sizes = [(2 * d + 1) * c for d, c in enumerate(self.channels)]\n"
+        "        parts = packed.split(sizes, 1)\n"
+        "        parts = [v / (1e-6 + v.square().mean(1, True)).sqrt() for v in parts]\n"
+        "        return torch.cat(parts, dim=1) * torch.cat(list(self.scales))[index]",
         (f"{LIMITS}::test_force_constants_of_a_perfect_crystal_do_not_depend_on_the_step[facet]",),
     ),
     Bug(

@@ -57,8 +57,9 @@ def problem(layer: Paths, num_radial=4, n=5, edges=23, dtype=torch.float64, seed
 
 def compiled(layer, first, source, *tensors):
     *features, harmonics, radial, weights = tensors
+    packed = torch.cat([x.flatten(1) for x in features], dim=1)
     return neighbor_sum.neighbor_sum(
-        layer, _coupling, features, harmonics, radial, weights, first, source
+        layer, _coupling, packed, harmonics, radial, weights, first, source
     )
 
 

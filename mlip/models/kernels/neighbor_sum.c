@@ -11,7 +11,8 @@
  * RADIAL, WEIGHTS, HARMONICS (numbers per edge), FEATURES, OUT (per atom), a table C_p for each
  * path and FOR_EACH_PATH(DO), which expands
  * DO(table, d1, d2, d3, channels, at_h, at_y, at_w, at_out, stride) with constants (d = 2l+1), so
- * that every loop below has a length the compiler knows.
+ * that every loop below has a length the compiler knows. Outputs lie one after another in memory,
+ * each (atoms, size); FOR_EACH_OUTPUT(DO) expands DO(at, size) for what is one atom's.
  * Edges are sorted by centre: those of atom i are first[i] .. first[i + 1]. The functions work on a
  * range of centres, for threads; what is scattered to neighbours goes to an array of their own.
  */
@@ -106,9 +107,11 @@ INLINE void outer(int d1, int d3, int channels, int stride, const real *g, const
         }
 }
 
+#define FETCH(at, size) memcpy(gi + at, g + at * atoms + i * size, size * sizeof(real));
+
 #if FUNCTION == 0
 /* out of the centres begin .. end */
-void forward(int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
+void forward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
              const real *h, const real *harmonics, const real *radial, const real *weights,
              real *out) {
     real w[TILE][WEIGHTS], sum[OUT];
@@ -133,18 +136,19 @@ void forward(int64_t begin, int64_t end, const int64_t *first, const int64_t *so
 #undef DO
             }
         }
-        memcpy(out + i * OUT, sum, sizeof sum);
+#define STORE(at, size) memcpy(out + at * atoms + i * size, sum + at, size * sizeof(real));
+        FOR_EACH_OUTPUT(STORE)
     }
 }
 
 #elif FUNCTION == 1
 /* Gradients of <g, out>. d_h (all atoms) is added to; d_weights as well unless it is NULL. */
-void backward(int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
+void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
               const real *h, const real *harmonics, const real *radial, const real *weights,
               const real *g, real *d_h, real *d_harmonics, real *d_radial, real *d_weights) {
-    real w[TILE][WEIGHTS], d_w[WEIGHTS];
+    real w[TILE][WEIGHTS], d_w[WEIGHTS], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
-        const real *gi = g + i * OUT;
+        FOR_EACH_OUTPUT(FETCH)
         for (int64_t e0 = first[i]; e0 < first[i + 1]; e0 += TILE) {
             const int edges = first[i + 1] - e0 < TILE ? (int)(first[i + 1] - e0) : TILE;
             radial_weights(edges, radial + e0 * PER_EDGE, weights, w);
@@ -188,13 +192,13 @@ void backward(int64_t begin, int64_t end, const int64_t *first, const int64_t *s
 /* Gradients of <u_h, d_h> + <u_harmonics, d_harmonics> + <u_radial, d_radial>, where the d_ are
  * what `backward` gives: with respect to g (v_g), h (v_h, added to), harmonics, radial and weights
  * (v_weights, added to). */
-void backward_twice(int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
+void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
                     const real *h, const real *harmonics, const real *radial, const real *weights,
                     const real *g, const real *u_h, const real *u_harmonics, const real *u_radial,
                     real *v_g, real *v_h, real *v_harmonics, real *v_radial, real *v_weights) {
-    real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[WEIGHTS], v_uw[WEIGHTS], sum[OUT];
+    real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[WEIGHTS], v_uw[WEIGHTS], sum[OUT], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
-        const real *gi = g + i * OUT;
+        FOR_EACH_OUTPUT(FETCH)
         memset(sum, 0, sizeof sum);
         for (int64_t e0 = first[i]; e0 < first[i + 1]; e0 += TILE) {
             const int edges = first[i + 1] - e0 < TILE ? (int)(first[i + 1] - e0) : TILE;
@@ -243,7 +247,8 @@ void backward_twice(int64_t begin, int64_t end, const int64_t *first, const int6
                             radial[e * RADIAL + k] * v_w[c] + u_radial[e * RADIAL + k] * v_uw[c];
             }
         }
-        memcpy(v_g + i * OUT, sum, sizeof sum);
+#define STORE(at, size) memcpy(v_g + at * atoms + i * size, sum + at, size * sizeof(real));
+        FOR_EACH_OUTPUT(STORE)
     }
 }
 #endif

@@ -10,6 +10,7 @@ Letters: N atoms, E edges sorted by centre, K radial functions, W radial weights
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ def fits(paths: Paths, dtype: torch.dtype) -> bool:
 def neighbor_sum(
     paths: Paths,
     coupling: Coupling,
-    features: Sequence[Tensor],
+    features: Tensor,
     harmonics: Tensor,
     radial: Tensor,
     weights: Tensor,
@@ -53,7 +54,7 @@ def neighbor_sum(
     Args:
         paths: which products.
         coupling: their constants, in the dtype and on the device asked for.
-        features: (N, 2l+1, C) of each input.
+        features: (N, Σ(2l+1)C), the inputs (2l+1, C) of an atom beside one another.
         harmonics: (E, (L+1)²).
         radial: (E, K).
         weights: (K, W); radial @ weights are the radial weights of the products, side by side.
@@ -67,12 +68,12 @@ def neighbor_sum(
     if width > MAX_RADIAL:
         radial, weights, width = radial @ weights, weights.new_empty(0), 0
     kernel = _kernel(paths, coupling, harmonics.shape[1], width, radial.dtype)
-    h = torch.cat([x.flatten(1) for x in features], dim=1)
-    args = [x.contiguous() for x in (h, harmonics, radial, weights)]
+    args = [x.contiguous() for x in (features, harmonics, radial, weights)]
     out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
-    sizes = [(2 * d + 1, g) for d, g in zip(paths.outputs, paths.gathered, strict=True)]
-    parts = out.split([d * g for d, g in sizes], dim=1)
-    return [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+    n = len(features)
+    shapes = [(n, 2 * d + 1, g) for d, g in zip(paths.outputs, paths.gathered, strict=True)]
+    parts = out.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class _Kernel:
@@ -90,18 +91,12 @@ class _Kernel:
         self._what = f"{len(paths.products)} products, {REAL[dtype]}"
         self._functions: dict[str, Any] = {}
 
-    def __call__(self, name: str, first: Tensor, *tensors: Tensor | None) -> None:
-        """Run a function on the centres that `first` begins, on this thread alone."""
-        arguments = [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in tensors]
-        begin, end = 0, len(first) - 1
-        self.function(name)(begin, end, ctypes.c_void_p(first.data_ptr()), *arguments)
-
     def function(self, name: str) -> Any:
         """Return the function, compiled if it must be."""
         if name not in self._functions:
             define = f"#define FUNCTION {FUNCTIONS.index(name)}\n"
             function = load(define + self._source, f"{name} of {self._what}")[name]
-            function.argtypes = [ctypes.c_int64, ctypes.c_int64] + [ctypes.c_void_p] * {
+            function.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * {
                 "forward": 7, "backward": 11, "backward_twice": 15
             }[name]  # fmt: skip
             function.restype = None
@@ -131,7 +126,7 @@ class _Kernel:
         def work(part: tuple[int, int], own: Sequence[Tensor | None]) -> None:
             tensors = [first, *fixed, *order(own)]
             pointers = [None if x is None else x.data_ptr() for x in tensors]
-            function(*part, *pointers)
+            function(len(first) - 1, *part, *pointers)
 
         if len(ranges) == 1:
             work(ranges[0], scattered)
@@ -152,7 +147,7 @@ class _Sum(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.kernel = kernel
         ctx.save_for_backward(first, source, h, harmonics, radial, weights)
-        out = h.new_empty(len(h), kernel.out_size)
+        out = h.new_empty(len(h) * kernel.out_size)
         fixed = [source, h, harmonics, radial, weights]
         kernel.run("forward", first, fixed, [], lambda _: [out])
         return out
@@ -242,6 +237,7 @@ def _header(
     at_output = _offsets(
         [(2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)]
     )
+    outputs = [f"DO({a}, {b - a})" for a, b in pairwise(at_output)]
     column = [0] * len(paths.outputs)
     tables: dict[str, str] = {}
     rows = []
@@ -268,6 +264,7 @@ def _header(
             *(f"#define {name} {size}" for name, size in sizes.items()),
             *tables.values(),
             "#define FOR_EACH_PATH(DO) \\\n    " + " \\\n    ".join(rows),
+            "#define FOR_EACH_OUTPUT(DO) " + " ".join(outputs),
             "",
         ]
     )
