@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format bench planted clean
+.PHONY: demo test check format bench peers planted clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,8 +28,11 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed  ## speed of Facet on standard structures
-	$(BIN)/python scripts/benchmark.py
+bench: $(VENV)/.installed  ## our models and, where `make peers` installed them, other packages
+	$(BIN)/python scripts/compare_peers.py $(ARGS)
+
+peers: $(VENV)/.installed  ## install the other packages into .peers/, about 6 GB
+	PYTHON=$(CURDIR)/$(BIN)/python bash scripts/install_peers.sh .peers
 
 planted: $(VENV)/.installed  ## plant known bugs in a copy and expect the suite to catch each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m planted -n $(WORKERS)
