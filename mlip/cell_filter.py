@@ -62,7 +62,7 @@ class CellFilter(FrechetCellFilter):
         # unless a constraint (FixSymmetry) has changed the cell that was asked for
         self._known = (cell, x)
 
-    def get_forces(self, **kwargs: Any) -> Array:
+    def get_forces(self, **kwargs: Any) -> Any:
         """Return forces on the coordinates (N + 3, 3), eV/Å and eV; sets `stress` (6,), eV/Å³."""
         stress = self.atoms.get_stress(voigt=False, **kwargs) + self.pressure * np.eye(3)
         deformation = self._deformation()

@@ -1,20 +1,24 @@
 """Time models on one thread: calls and training steps, edge blocks, objectives.
 
-Three measurements; what they print is in data/results/ beside the command that gave it:
+Four measurements; what they print is in data/results/ beside the command that gave it:
 
 - models (the default): one calculator call and one training step on crystals and a molecule;
 - edge-blocks: energy and forces of Facet-S with its edges in blocks of several sizes. Blocks of one
   edge are the plain way: a message (2l+1, C) for every edge, scattered to its centre;
+- profile: where a call and a training step on silicon spend their time: the three functions of the
+  compiled sums over neighbours in every layer, with the arithmetic that their shapes ask for, and
+  all the rest;
 - objectives: one training step (loss and gradients, no optimiser) of each objective on molecules.
 
 Process CPU time of one thread, so that other processes on the machine count for little. What is
 compared is run in turns; the first turn is not counted.
-Run: python scripts/benchmark.py [--measure edge-blocks] [--json FILE]
+Run: python scripts/benchmark.py [--measure profile] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -39,6 +43,8 @@ from torch import nn
 from mlip.calculator import MLIPCalculator
 from mlip.data.readers import read_structures
 from mlip.graph import AtomGraph, collate
+from mlip.models.kernels import neighbor_sum
+from mlip.models.paths import Paths
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.training.config import load_config
@@ -147,7 +153,8 @@ def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
             def forces(
                 block: int, potential: Potential = potential, graph: AtomGraph = graph
             ) -> torch.Tensor:
-                with patch("mlip.models.edges.BLOCK", block), torch.no_grad():
+                plain = patch.dict(os.environ, MLIP_KERNELS="torch")
+                with plain, patch("mlip.models.edges.BLOCK", block), torch.no_grad():
                     return potential(graph).forces
 
             calls = {str(block): lambda block=block: forces(block) for block in BLOCKS}
@@ -163,6 +170,85 @@ def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
                     "forces_ms": round(value, 2),
                     "faster_than_scatter": round(times["1"] / value, 2),
                 }
+
+
+def measure_profile(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time the compiled functions within a call and within a training step."""
+    atoms = structures()["si64"]
+    for name in models:
+        potential = untrained(name, {14})
+        frozen = copy.deepcopy(potential).freeze()
+        graph = AtomGraph.from_atoms(atoms, potential.cutoff)
+
+        def call(frozen: Potential = frozen, graph: AtomGraph = graph) -> None:
+            with torch.no_grad():
+                frozen(graph)
+
+        def step(potential: Potential = potential, graph: AtomGraph = graph) -> None:
+            out = potential(graph)
+            (out.forces.square().mean() + out.energy.square().mean()).backward()
+
+        for label, work in (("call", call), ("training step", step)):
+            total, parts = fastest_parts(work, repeats)
+            edges = graph.edge_index.shape[1]
+            for (function, layer), ms in parts.items():
+                operations = edges * arithmetic(layer, function)
+                yield {
+                    "model": name,
+                    "structure": "si64",
+                    "of": label,
+                    "part": f"{function}, {len(layer.products)} products",
+                    "ms": round(ms, 2),
+                    "mflop": round(operations / 1e6, 1),
+                    "gflop_per_s": round(operations / ms / 1e6, 1),
+                }
+            rest = total - sum(parts.values())
+            yield {"model": name, "of": label, "part": "all the rest", "ms": round(rest, 2)}
+            yield {"model": name, "of": label, "part": "in all", "ms": round(total, 2)}
+
+
+def fastest_parts(
+    work: Callable[[], None], repeats: int
+) -> tuple[float, dict[tuple[str, Paths], float]]:
+    """Return the shortest CPU time of `work`, ms, and what compiled functions took of it."""
+    run = neighbor_sum._Kernel.run
+    best: tuple[float, dict[tuple[str, Paths], float]] = (float("inf"), {})
+    parts: dict[tuple[str, Paths], float] = {}
+
+    def timed(kernel: Any, function: str, *args: Any) -> Any:
+        start = time.process_time()
+        out = run(kernel, function, *args)
+        key = function, kernel.paths
+        parts[key] = parts.get(key, 0.0) + 1e3 * (time.process_time() - start)
+        return out
+
+    with patch.object(neighbor_sum._Kernel, "run", timed):
+        for _ in range(repeats + 2):  # two to warm up
+            parts.clear()
+            start = time.process_time()
+            work()
+            total = 1e3 * (time.process_time() - start)
+            best = min(best, (total, dict(parts)), key=lambda pair: pair[0])
+    return best
+
+
+def arithmetic(layer: Paths, function: str) -> int:
+    """Floating-point operations per edge that `neighbor_sum.c` has to do, without radial weights.
+
+    A product multiplies its channels with weights, then with the coupled harmonics, (2l3+1) times
+    (2l1+1) of them; its gradient has two such products and one sum over channels, and the second
+    derivative twice that.
+    """
+    total = 0
+    for (_, (l1, l2, l3), _), channels in zip(layer.products, layer.widths, strict=True):
+        d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
+        couple, scale, product = 2 * d1 * d2 * d3, d1 * channels, 2 * d1 * d3 * channels
+        total += {
+            "forward": couple + scale + product,
+            "backward": 2 * couple + 5 * scale + 2 * product,
+            "backward_twice": 3 * couple + 14 * scale + 5 * product,
+        }[function]
+    return total
 
 
 def measure_objectives(models: list[str], repeats: int) -> Iterator[Row]:
@@ -198,6 +284,7 @@ def _step(taught: nn.Module, potential: Potential, graph: AtomGraph, loss: Huber
 
 MEASURES = {  # with the models that are measured unless others are asked for
     "models": (measure_models, ["facet-xs", "facet-s"]),
+    "profile": (measure_profile, ["facet-s", "nequip-s"]),
     "edge-blocks": (measure_edge_blocks, ["facet-s"]),
     "objectives": (measure_objectives, ["transip-tiny", "transip-s", "facet-s"]),
 }

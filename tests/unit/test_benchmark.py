@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlip.models.kernels import compiler
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
@@ -33,6 +35,20 @@ def test_edge_blocks_are_compared_with_blocks_of_one_edge(monkeypatch, tmp_path)
         scatter = next(r for r in found if r["neighbours"] == row["neighbours"])
         ratio = scatter["forces_ms"] / row["forces_ms"]
         assert row["faster_than_scatter"] == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.skipif(compiler.compiler() is None, reason="there is no C compiler")
+def test_the_profile_adds_up(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLIP_KERNELS", "compiled")
+    _, found = rows(monkeypatch, tmp_path, "profile", "facet-xs")
+    for label, functions in (
+        ("call", {"forward", "backward"}),
+        ("training step", {"forward", "backward", "backward_twice"}),
+    ):
+        mine = [row for row in found if row["of"] == label]
+        assert {r["part"].split(",")[0] for r in mine[:-2]} == functions
+        assert sum(r["ms"] for r in mine[:-1]) == pytest.approx(mine[-1]["ms"], abs=0.1)
+        assert all(r["ms"] > 0 for r in mine)
 
 
 def test_every_objective_takes_a_step(monkeypatch, tmp_path):

@@ -82,6 +82,7 @@ class _Kernel:
     def __init__(
         self, paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
     ) -> None:
+        self.paths = paths
         self.out_size = sum(
             (2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)
         )
