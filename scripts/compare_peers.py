@@ -227,7 +227,7 @@ def chosen(names: Sequence[str] | None) -> tuple[list[Task], list[str]]:
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Measure what is asked for."""
+    """Measure what is asked for; what there is is written after every task."""
     models = [Model.named(name) for name in options.models]
     work, left_out = chosen(options.tasks)
     pythons, missing = environments(options.peers, models)
@@ -237,9 +237,11 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     if not models:
         raise ConfigError("none of the models is installed, so there is nothing to measure")
     reference = REFERENCE if REFERENCE in options.models else models[0].name
-    bench = Bench(models, pythons, reference)
-    rows: list[Row] = []
     start = time.perf_counter()
+    bench = Bench(models, pythons, reference)
+    left_out += [*missing, *bench.left_out]
+    document: Row = {}
+    rows: list[Row] = []
     try:
         with Progress(console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("measuring", total=len(work))
@@ -247,28 +249,42 @@ def run(options: argparse.Namespace, console: Console) -> Row:
                 progress.update(bar, description=task.name)
                 rows += bench.measure(task, options.rounds)
                 progress.advance(bar)
+                seconds = round(time.perf_counter() - start)
                 if not console.is_terminal:
-                    print(f"{task.name} done after {time.perf_counter() - start:.0f} s", flush=True)
+                    print(f"{task.name} done after {seconds} s", flush=True)
+                document = {
+                    "about": about(options, bench) | {"seconds": seconds},
+                    "models": bench.about,
+                    "rows": rows,
+                    "targets": targets(rows) if reference == REFERENCE else [],
+                    "flatness": flatness(rows),
+                    "left_out": left_out,
+                }
+                if options.json:
+                    save(document, options.json)
     finally:
         bench.close()
+    return document
+
+
+def about(options: argparse.Namespace, bench: Bench) -> Row:
+    """How it was measured, and on what."""
     return {
-        "about": {
-            "command": command_line(options),
-            "rounds": options.rounds,
-            "reference": reference,
-            "threads": 1,
-            "precision": "float32",
-            "weights": "random but for sevennet-0 and chgnet, whose packages have them",
-            "machine": machine(),
-            "versions": bench.versions,
-            "seconds": round(time.perf_counter() - start),
-        },
-        "models": bench.about,
-        "rows": rows,
-        "targets": targets(rows) if reference == REFERENCE else [],
-        "flatness": flatness(rows),
-        "left_out": [*left_out, *missing, *bench.left_out],
+        "command": command_line(options),
+        "rounds": options.rounds,
+        "reference": bench.reference,
+        "threads": 1,
+        "precision": "float32",
+        "weights": "random but for sevennet-0 and chgnet, whose packages have them",
+        "machine": machine(),
+        "versions": bench.versions,
     }
+
+
+def save(document: Row, path: Path) -> None:
+    """Write what was measured."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def command_line(options: argparse.Namespace) -> str:
@@ -304,9 +320,6 @@ def main() -> None:
     except MLIPError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    if options.json:
-        with atomic_write(options.json) as temporary:
-            temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if options.figure:
         draw(document, options.figure)
     show(document, console)

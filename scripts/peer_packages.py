@@ -36,7 +36,11 @@ class Subject(Protocol):
     """A model of some package."""
 
     cutoff: float
-    parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """How many there are. Not counted at start-up, for some have to build a model to know."""
+        ...
 
     def calculator(self) -> Calculator:
         """Return the package's ASE calculator."""
@@ -58,7 +62,10 @@ class Ours:
             own: dict[str, Any] = {} if cutoff is None else {"cutoff": cutoff}
             self._potential = untrained(model, set(ELEMENTS), **own)
             self.cutoff = self._potential.cutoff
-            self.parameters = count(self._potential)
+
+    @property
+    def parameters(self) -> int:
+        return count(self._potential)
 
     def calculator(self) -> Calculator:
         from mlip import MLIPCalculator
@@ -92,7 +99,10 @@ class Mace:
 
         self._modules, self._calculator = modules, MACECalculator
         self._hidden = self.HIDDEN[model]
-        self.parameters = count(self._build())
+
+    @property
+    def parameters(self) -> int:
+        return count(self._build())
 
     def calculator(self) -> Calculator:
         return self._calculator(models=self._build(), device="cpu", default_dtype="float32")
@@ -158,7 +168,10 @@ class SevenNet:
         self._made = SevenNetCalculator(self.NAMES[model], device="cpu")
         self._name = self.NAMES[model]
         self.cutoff = float(self._made.cutoff)
-        self.parameters = count(self._made.model)
+
+    @property
+    def parameters(self) -> int:
+        return count(self._made.model)
 
     def calculator(self) -> Calculator:
         return self._made
@@ -196,7 +209,10 @@ class Chgnet:
         version = model.removeprefix("chgnet-")
         self._model = CHGNet.load(model_name=version, use_device="cpu", verbose=False)
         self._calculator = CHGNetCalculator
-        self.parameters = count(self._model)
+
+    @property
+    def parameters(self) -> int:
+        return count(self._model)
 
     def calculator(self) -> Calculator:
         return self._calculator(self._model, use_device="cpu", on_isolated_atoms="ignore")
@@ -235,7 +251,10 @@ class Nequip:
             NeighborListTransform(r_max=self.cutoff),
         ]
         self._calculator, self._from_ase, self._data = NequIPCalculator, from_ase, AtomicDataDict
-        self.parameters = count(self._build())
+
+    @property
+    def parameters(self) -> int:
+        return count(self._build())
 
     def calculator(self) -> Calculator:
         model = self._build().eval().requires_grad_(False)

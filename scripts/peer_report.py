@@ -77,13 +77,15 @@ def _at_cutoff(reference: str, cutoff: float, models: Mapping[str, Row]) -> str:
 
 def targets(rows: Sequence[Row]) -> list[Row]:
     """Return what was asked for and what was found; `met` is None where nothing was."""
-    found = {(row["task"], row["model"]): row.get("ratio") for row in rows}
+    found = {(row["task"], row["model"]): row for row in rows}
     out = []
     for task, peer, needed in TARGETS:
-        ratio = found.get((task, peer))
+        row = found.get((task, peer), {})
+        ratio, spread = row.get("ratio"), row.get("ratio_range")
         # "faster" is more than 1, the others are "at least"
         met = None if ratio is None else ratio > 1.0 if needed == 1.0 else ratio >= needed
-        out.append({"task": task, "peer": peer, "needed": needed, "found": ratio, "met": met})
+        names = {"task": task, "peer": peer, "needed": needed}
+        out.append(names | {"found": ratio, "range": spread, "met": met})
     return out
 
 
@@ -124,7 +126,10 @@ def show(document: Mapping[str, Any], console: Console) -> None:
         console.print(_table(equal, title, lambda r: f"{r['equal_cutoff_ratio']:.2f}"))
     console.print(_table(rows, "Least CPU time of one thread, or memory", _value))
     for row in document["targets"]:
-        found = "not measured" if row["found"] is None else f"{row['found']:.2f}"
+        found = "not measured"
+        if row["found"] is not None:
+            low, high = row["range"]
+            found = f"{row['found']:.2f} ({low:.2f}-{high:.2f})"
         verdict = {True: "met", False: "missed", None: "-"}[row["met"]]
         sign = ">" if row["needed"] == 1.0 else "at least"
         name = f"{row['task']} against {row['peer']}"
@@ -183,18 +188,22 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     rows, reference = document["rows"], document["about"]["reference"]
     figure, (bars, sizes) = plt.subplots(
         1, 2, figsize=(13, 4.8), width_ratios=(2, 1), layout="constrained"
     )
-    _draw_ratios(bars, [r for r in rows if "ratio" in r], reference)
-    _draw_sizes(sizes, [r for r in rows if "cpu_ms" in r])
+    colors = {m: f"C{k}" for k, m in enumerate(dict.fromkeys(r["model"] for r in rows))}
+    _draw_ratios(bars, [r for r in rows if "ratio" in r], reference, colors)
+    _draw_sizes(sizes, [r for r in rows if "cpu_ms" in r], colors)
+    marks = [Patch(color=color, label=model) for model, color in colors.items()]
+    figure.legend(handles=marks, loc="outside upper center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _draw_ratios(axes: Any, rows: Sequence[Row], reference: str) -> None:
+def _draw_ratios(axes: Any, rows: Sequence[Row], reference: str, colors: Mapping[str, str]) -> None:
     own = {row["task"] for row in rows if row["model"] == reference}
     rows = [
         r for r in rows
@@ -211,15 +220,15 @@ def _draw_ratios(axes: Any, rows: Sequence[Row], reference: str) -> None:
             [row["ratio"] - row["ratio_range"][0] for row in chosen],
             [row["ratio_range"][1] - row["ratio"] for row in chosen],
         ]
-        axes.bar(x, heights, width, label=model, yerr=spread, error_kw={"elinewidth": 0.6})
+        style = {"color": colors[model], "error_kw": {"elinewidth": 0.6}}
+        axes.bar(x, heights, width, yerr=spread, **style)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
     axes.set_ylabel(f"times {reference} (CPU time or memory)")
-    axes.legend(fontsize=7, ncols=2)
 
 
-def _draw_sizes(axes: Any, rows: Sequence[Row]) -> None:
+def _draw_sizes(axes: Any, rows: Sequence[Row], colors: Mapping[str, str]) -> None:
     silicon = [
         r for r in rows if r["task"].split(":")[0] in ("calls", "sizes") and ":si" in r["task"]
     ]
@@ -227,9 +236,13 @@ def _draw_sizes(axes: Any, rows: Sequence[Row]) -> None:
         points = {
             r["atoms"]: 1e3 * r["cpu_ms"] / r["atoms"] for r in silicon if r["model"] == model
         }
-        axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=3, label=model)
+        axes.plot(
+            *zip(*sorted(points.items()), strict=True),
+            marker="o",
+            markersize=3,
+            color=colors[model],
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("atoms of silicon")
     axes.set_ylabel("µs of CPU per atom and call")
-    axes.legend(fontsize=7)

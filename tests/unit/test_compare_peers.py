@@ -207,11 +207,12 @@ def test_equal_cutoffs_are_compared_where_they_were_measured(report):
 
 def test_targets_are_met_missed_or_not_measured(report):
     rows = [
-        {"task": "calls:si64", "model": "mace-small", "ratio": 5.0},
+        {"task": "calls:si64", "model": "mace-small", "ratio": 5.0, "ratio_range": [4, 6]},
         {"task": "calls:si64", "model": "sevennet-0", "ratio": 8.99},
         {"task": "start-up", "model": "mace-small", "ratio": 1.0},  # as fast is not faster
         {"task": "calls:si64", "model": "chgnet-0.3.0", "error": "ValueError"},
     ]
+    assert report.targets(rows)[0]["range"] == [4, 6]
     found = {(t["task"], t["peer"]): t["met"] for t in report.targets(rows)}
     assert found.pop(("calls:si64", "mace-small")) is True
     assert found.pop(("calls:si64", "sevennet-0")) is False
