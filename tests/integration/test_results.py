@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -42,3 +43,42 @@ def test_the_objectives_are_worth_what_the_readme_says():
         f"{a} meV/Å without rotations, {b} with random ones, {c} with the latent term" in readme()
     )
     assert f"with global attention {d}, {e}, {f}." in readme()
+
+
+PEERS = {  # column of the README's table of speed: the model's name in the results
+    "MACE small": "mace-small",
+    "SevenNet-0": "sevennet-0",
+    "CHGNet": "chgnet-0.3.0",
+    "NequIP S": "nequip-preset-S",
+    "our `nequip-s`": "nequip-s",
+}
+TASKS = {
+    "energy, forces, stress of 64 Si": "calls:si64",
+    "the same of 512 Si": "calls:si512",
+    "a molecule of 27 atoms": "calls:3bpa27",
+    "training step, 112 atoms in crystals": "training:crystals",
+    "relaxation step, crystals of 8 to 48 atoms": "relaxation:crystals",
+    "memory of a training step": "memory:training-crystals",
+    "from starting Python to the first energy": "start-up",
+}
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    results = json.loads((ROOT / "data" / "results" / "peers.json").read_text())
+    rows = {(row["task"], row["model"]): row for row in results["rows"]}
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for label, task in TASKS.items():
+        (line,) = [text for text in lines if text.startswith(f"| {label} |")]
+        ours, *others = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+        number, unit = ours.split()
+        row = rows[task, "facet-s"]
+        measured = (
+            row["memory_mib"] if unit == "MiB" else row["cpu_ms"] / {"ms": 1, "s": 1000}[unit]
+        )
+        assert float(number) == pytest.approx(measured, abs=0.06), label
+        for cell, model in zip(others, PEERS.values(), strict=True):
+            row = rows[task, model]
+            if cell == "fails":
+                assert "error" in row
+            else:
+                assert float(cell) == pytest.approx(row["ratio"], abs=0.06), (label, model)

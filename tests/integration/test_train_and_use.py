@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mlip.models.kernels import compiler
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data" / "emt-mini" / "emt-mini.extxyz"
 SMALL = ["model=facet-xs", "model.channels=[8,4]", f"data.train={DATA}", "data.batch_size=32"]
@@ -117,6 +119,23 @@ def test_same_seed_same_bits(mlip, tmp_path):
         document = json.loads(mlip("info", tmp_path / name, "--json", check=0).stdout)
         hashes.append(document["sha256"])
     assert hashes[0] == hashes[1]
+
+
+@pytest.mark.skipif(compiler.compiler() is None, reason="there is no C compiler")
+def test_compiled_kernels_learn_what_torch_learns(mlip, tmp_path):
+    """The same losses in every epoch but for rounding, which training amplifies."""
+    found = {}
+    for kernels in ("torch", "compiled"):
+        out = tmp_path / kernels
+        mlip(
+            "train", *SMALL, "data.batch_size=8", "trainer.max_epochs=3", f"out_dir={out}", "seed=3",
+            check=0, env={"MLIP_KERNELS": kernels},
+        )  # fmt: skip
+        rows = csv.DictReader((out / "metrics.csv").read_text().splitlines())
+        found[kernels] = [float(r[k]) for r in rows for k in ("train/loss", "val/loss")]
+    assert len(found["torch"]) == 6
+    assert found["compiled"] == pytest.approx(found["torch"], rel=1e-3)
+    assert found["torch"][-1] < 0.8 * found["torch"][1], "it learns"
 
 
 def test_a_step_limit_still_validates(mlip, tmp_path):
