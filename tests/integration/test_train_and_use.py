@@ -128,8 +128,8 @@ def test_compiled_kernels_learn_what_torch_learns(mlip, tmp_path):
     for kernels in ("torch", "compiled"):
         out = tmp_path / kernels
         mlip(
-            "train", *SMALL, "data.batch_size=8", "trainer.max_epochs=3", f"out_dir={out}", "seed=3",
-            check=0, env={"MLIP_KERNELS": kernels},
+            "train", *SMALL, "data.batch_size=8", "trainer.max_epochs=3", "seed=3",
+            f"out_dir={out}", check=0, env={"MLIP_KERNELS": kernels},
         )  # fmt: skip
         rows = csv.DictReader((out / "metrics.csv").read_text().splitlines())
         found[kernels] = [float(r[k]) for r in rows for k in ("train/loss", "val/loss")]
