@@ -8,8 +8,9 @@
  * one factor left out, and the gradient of that the same with two.
  *
  * neighbor_sum.py writes in front of this file: FUNCTION (which of the three to compile), `real`,
- * RADIAL, WEIGHTS, HARMONICS (numbers per edge), FEATURES, OUT (per atom), a table C_p for each
- * path and FOR_EACH_PATH(DO), which expands
+ * RADIAL, WEIGHTS, HARMONICS (numbers per edge), FEATURES, OUT (per atom); FOR_EACH_TABLE(DO) over
+ * the tables C, with table##_terms(TERM) over what is not zero in each; and FOR_EACH_PATH(DO), which
+ * expands
  * DO(table, d1, d2, d3, channels, at_h, at_y, at_w, at_out, stride) with constants (d = 2l+1), so
  * that every loop below has a length the compiler knows. Outputs lie one after another in memory,
  * each (atoms, size); FOR_EACH_OUTPUT(DO) expands DO(at, size) for what is one atom's.
@@ -21,6 +22,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define LANES (64 / (int)sizeof(real))
 #define TILE 4 /* edges whose radial weights are computed together: `weights` is read once for all */
 
 #define PER_EDGE (RADIAL ? RADIAL : WEIGHTS) /* without weights, `radial` is what they would give */
@@ -44,18 +46,37 @@ INLINE void radial_weights(int edges, const real *radial, const real *weights, r
     for (int t = 0; t < edges; t++)
         for (int c = 0; c < WEIGHTS; c++) {
             real sum = 0;
-            UNROLL for (int k = 0; k < RADIAL; k++) sum += radial[t * RADIAL + k] * weights[k * WEIGHTS + c];
+            UNROLL for (int k = 0; k < RADIAL; k++)
+                sum += radial[t * RADIAL + k] * weights[k * WEIGHTS + c];
             w[t][c] = sum;
         }
 }
 
-/* d_radial = weights @ d_w */
-INLINE void radial_gradient(const real *weights, const real *d_w, real *d_radial) {
-    if (!RADIAL) memcpy(d_radial, d_w, WEIGHTS * sizeof *d_w);
+/* d_radial[t] = weights @ d_w[t] */
+INLINE void radial_gradient(int edges, const real *weights, real (*d_w)[WEIGHTS], real *d_radial) {
+    if (!RADIAL) {
+        memcpy(d_radial, d_w, edges * sizeof *d_w);
+        return;
+    }
+    for (int t = 0; t < edges; t++)
+        for (int k = 0; k < RADIAL; k++) {
+            real sum = 0;
+            for (int c = 0; c < WEIGHTS; c++) sum += d_w[t][c] * weights[k * WEIGHTS + c];
+            d_radial[t * RADIAL + k] = sum;
+        }
+}
+
+/* d_weights += sum_t radial[t] d_w[t] */
+INLINE void weights_gradient(int edges, const real *radial, real (*d_w)[WEIGHTS], real *d_weights) {
+    for (int t = edges; t < TILE; t++) memset(d_w[t], 0, sizeof *d_w);
     for (int k = 0; k < RADIAL; k++) {
-        real sum = 0;
-        for (int c = 0; c < WEIGHTS; c++) sum += d_w[c] * weights[k * WEIGHTS + c];
-        d_radial[k] = sum;
+        real r[TILE] = {0};
+        for (int t = 0; t < edges; t++) r[t] = radial[t * RADIAL + k];
+        for (int c = 0; c < WEIGHTS; c++) {
+            real sum = 0;
+            UNROLL for (int t = 0; t < TILE; t++) sum += r[t] * d_w[t][c];
+            d_weights[k * WEIGHTS + c] += sum;
+        }
     }
 }
 
@@ -68,17 +89,38 @@ INLINE void couple(int d1, int d2, int d3, const real *y, const real *table, rea
     }
 }
 
-/* d_y += C @ d_b */
-INLINE void couple_gradient(int d1, int d2, int d3, const real *d_b, const real *table, real *d_y) {
-    for (int m2 = 0; m2 < d2; m2++) {
+/* lanes[m2] += sum_(m1, m3) C[m2, m3, m1] g[m3] x[m1], channels beside one another in LANES lanes:
+ * summing over channels for every (m1, m3) would cost more than all the rest. Only what is not zero
+ * in C is written out. */
+#define TERM(m1, m2, m3, value)                                                         \
+    lanes[m2][c] += (real)(value) * g[m3 * stride + c] * x[m1 * channels + c];
+#define HARMONICS_LANES(table)                                                          \
+    INLINE void table##_lanes(int width, int channels, int stride, const real *g,       \
+                              const real *x, real (*lanes)[LANES]) {                    \
+        _Pragma("GCC ivdep") for (int c = 0; c < width; c++) { table##_terms(TERM) }    \
+    }
+FOR_EACH_TABLE(HARMONICS_LANES)
+
+#define ADD_TO_LANES(table, channels, stride, g, x, lanes)                              \
+    {                                                                                   \
+        for (int c0 = 0; c0 + LANES <= channels; c0 += LANES)                           \
+            table##_lanes(LANES, channels, stride, g + c0, x + c0, lanes);              \
+        if (channels % LANES)                                                           \
+            table##_lanes(channels % LANES, channels, stride, g + channels / LANES * LANES, \
+                          x + channels / LANES * LANES, lanes);                         \
+    }
+
+INLINE void sum_lanes(real (*lanes)[LANES], real *d_y) {
+    for (int m = 0; m < HARMONICS; m++) {
         real sum = 0;
-        for (int s = 0; s < d3 * d1; s++) sum += d_b[s] * table[m2 * d3 * d1 + s];
-        d_y[m2] += sum;
+        for (int c = 0; c < LANES; c++) sum += lanes[m][c];
+        d_y[m] = sum;
     }
 }
 
 /* out[m3] += sum_m1 b[m3, m1] x[m1] */
-INLINE void add_product(int d1, int d3, int channels, int stride, const real *b, const real *x, real *out) {
+INLINE void add_product(int d1, int d3, int channels, int stride, const real *b, const real *x,
+                        real *out) {
     for (int m3 = 0; m3 < d3; m3++)
         for (int c = 0; c < channels; c++) {
             real sum = out[m3 * stride + c];
@@ -88,22 +130,13 @@ INLINE void add_product(int d1, int d3, int channels, int stride, const real *b,
 }
 
 /* t[m1] = sum_m3 b[m3, m1] g[m3] */
-INLINE void transposed(int d1, int d3, int channels, int stride, const real *b, const real *g, real *t) {
+INLINE void transposed(int d1, int d3, int channels, int stride, const real *b, const real *g,
+                       real *t) {
     for (int m1 = 0; m1 < d1; m1++)
         for (int c = 0; c < channels; c++) {
             real sum = 0;
             UNROLL for (int m3 = 0; m3 < d3; m3++) sum += b[m3 * d1 + m1] * g[m3 * stride + c];
             t[m1 * channels + c] = sum;
-        }
-}
-
-/* d_b[m3, m1] = sum_c g[m3, c] x[m1, c] */
-INLINE void outer(int d1, int d3, int channels, int stride, const real *g, const real *x, real *d_b) {
-    UNROLL for (int m3 = 0; m3 < d3; m3++)
-        UNROLL for (int m1 = 0; m1 < d1; m1++) {
-            real sum = 0;
-            for (int c = 0; c < channels; c++) sum += g[m3 * stride + c] * x[m1 * channels + c];
-            d_b[m3 * d1 + m1] = sum;
         }
 }
 
@@ -143,10 +176,10 @@ void forward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, co
 
 #elif FUNCTION == 1
 /* Gradients of <g, out>. d_h (all atoms) is added to; d_weights as well unless it is NULL. */
-void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
-              const real *h, const real *harmonics, const real *radial, const real *weights,
-              const real *g, real *d_h, real *d_harmonics, real *d_radial, real *d_weights) {
-    real w[TILE][WEIGHTS], d_w[WEIGHTS], gi[OUT];
+void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
+              const int64_t *source, const real *h, const real *harmonics, const real *radial,
+              const real *weights, const real *g, real *d_h, real *d_harmonics, real *d_radial, real *d_weights) {
+    real w[TILE][WEIGHTS], d_w[TILE][WEIGHTS], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
         FOR_EACH_OUTPUT(FETCH)
         for (int64_t e0 = first[i]; e0 < first[i + 1]; e0 += TILE) {
@@ -155,10 +188,10 @@ void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, c
             for (int t = 0; t < edges; t++) {
                 const int64_t e = e0 + t;
                 const real *hj = h + source[e] * FEATURES, *y = harmonics + e * HARMONICS;
-                real *d_hj = d_h + source[e] * FEATURES, d_y[HARMONICS] = {0};
+                real *d_hj = d_h + source[e] * FEATURES, lanes[HARMONICS][LANES] = {{0}};
 #define DO(table, d1, d2, d3, channels, at_h, at_y, at_w, at_out, stride)               \
     {                                                                                   \
-        real b[d3 * d1], d_b[d3 * d1], x[d1 * channels], s[d1 * channels];              \
+        real b[d3 * d1], x[d1 * channels], s[d1 * channels];                            \
         couple(d1, d2, d3, y + at_y, table, b);                                         \
         transposed(d1, d3, channels, stride, b, gi + at_out, s);                        \
         for (int c = 0; c < channels; c++) {                                            \
@@ -170,20 +203,16 @@ void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, c
                 x[m1 * channels + c] = wc * hc;                                         \
                 d_hj[at_h + m1 * channels + c] += wc * sc;                              \
             }                                                                           \
-            d_w[at_w + c] = sum;                                                        \
+            d_w[t][at_w + c] = sum;                                                     \
         }                                                                               \
-        outer(d1, d3, channels, stride, gi + at_out, x, d_b);                           \
-        couple_gradient(d1, d2, d3, d_b, table, d_y + at_y);                            \
+        ADD_TO_LANES(table, channels, stride, (gi + at_out), x, (lanes + at_y))         \
     }
                 FOR_EACH_PATH(DO)
 #undef DO
-                memcpy(d_harmonics + e * HARMONICS, d_y, sizeof d_y);
-                radial_gradient(weights, d_w, d_radial + e * PER_EDGE);
-                if (d_weights)
-                    for (int k = 0; k < RADIAL; k++)
-                        for (int c = 0; c < WEIGHTS; c++)
-                            d_weights[k * WEIGHTS + c] += radial[e * RADIAL + k] * d_w[c];
+                sum_lanes(lanes, d_harmonics + e * HARMONICS);
             }
+            radial_gradient(edges, weights, d_w, d_radial + e0 * PER_EDGE);
+            if (d_weights) weights_gradient(edges, radial + e0 * PER_EDGE, d_w, d_weights);
         }
     }
 }
@@ -192,11 +221,12 @@ void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, c
 /* Gradients of <u_h, d_h> + <u_harmonics, d_harmonics> + <u_radial, d_radial>, where the d_ are
  * what `backward` gives: with respect to g (v_g), h (v_h, added to), harmonics, radial and weights
  * (v_weights, added to). */
-void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, const int64_t *source,
-                    const real *h, const real *harmonics, const real *radial, const real *weights,
+void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
+                    const int64_t *source, const real *h, const real *harmonics, const real *radial, const real *weights,
                     const real *g, const real *u_h, const real *u_harmonics, const real *u_radial,
                     real *v_g, real *v_h, real *v_harmonics, real *v_radial, real *v_weights) {
-    real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[WEIGHTS], v_uw[WEIGHTS], sum[OUT], gi[OUT];
+    real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[TILE][WEIGHTS], v_uw[TILE][WEIGHTS];
+    real sum[OUT], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
         FOR_EACH_OUTPUT(FETCH)
         memset(sum, 0, sizeof sum);
@@ -208,10 +238,10 @@ void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *fi
                 const int64_t e = e0 + t;
                 const real *hj = h + source[e] * FEATURES, *y = harmonics + e * HARMONICS;
                 const real *u_hj = u_h + source[e] * FEATURES, *u_y = u_harmonics + e * HARMONICS;
-                real *v_hj = v_h + source[e] * FEATURES, v_y[HARMONICS] = {0};
+                real *v_hj = v_h + source[e] * FEATURES, lanes[HARMONICS][LANES] = {{0}};
 #define DO(table, d1, d2, d3, channels, at_h, at_y, at_w, at_out, stride)               \
     {                                                                                   \
-        real b[d3 * d1], u_b[d3 * d1], v_b[d3 * d1];                                    \
+        real b[d3 * d1], u_b[d3 * d1];                                                  \
         real x[d1 * channels], u_x[d1 * channels], s[d1 * channels], u_s[d1 * channels]; \
         couple(d1, d2, d3, y + at_y, table, b);                                         \
         couple(d1, d2, d3, u_y + at_y, table, u_b);                                     \
@@ -229,23 +259,20 @@ void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *fi
                 u_x[m1 * channels + c] = wc * u_hc + u_wc * hc;                         \
                 v_hj[at_h + m1 * channels + c] += wc * u_sc + u_wc * sc;                \
             }                                                                           \
-            v_w[at_w + c] = over_w;                                                     \
-            v_uw[at_w + c] = over_uw;                                                   \
+            v_w[t][at_w + c] = over_w;                                                  \
+            v_uw[t][at_w + c] = over_uw;                                                \
         }                                                                               \
         add_product(d1, d3, channels, stride, b, u_x, sum + at_out);                    \
         add_product(d1, d3, channels, stride, u_b, x, sum + at_out);                    \
-        outer(d1, d3, channels, stride, gi + at_out, u_x, v_b);                         \
-        couple_gradient(d1, d2, d3, v_b, table, v_y + at_y);                            \
+        ADD_TO_LANES(table, channels, stride, (gi + at_out), u_x, (lanes + at_y))       \
     }
                 FOR_EACH_PATH(DO)
 #undef DO
-                memcpy(v_harmonics + e * HARMONICS, v_y, sizeof v_y);
-                radial_gradient(weights, v_w, v_radial + e * PER_EDGE);
-                for (int k = 0; k < RADIAL; k++)
-                    for (int c = 0; c < WEIGHTS; c++)
-                        v_weights[k * WEIGHTS + c] +=
-                            radial[e * RADIAL + k] * v_w[c] + u_radial[e * RADIAL + k] * v_uw[c];
+                sum_lanes(lanes, v_harmonics + e * HARMONICS);
             }
+            radial_gradient(edges, weights, v_w, v_radial + e0 * PER_EDGE);
+            weights_gradient(edges, radial + e0 * PER_EDGE, v_w, v_weights);
+            weights_gradient(edges, u_radial + e0 * PER_EDGE, v_uw, v_weights);
         }
 #define STORE(at, size) memcpy(v_g + at * atoms + i * size, sum + at, size * sizeof(real));
         FOR_EACH_OUTPUT(STORE)

@@ -247,8 +247,7 @@ def _header(
     ):
         l1, l2, l3 = path
         name = f"coupling_{l1}_{l2}_{l3}"
-        numbers = coupling(path, torch.float64, torch.device("cpu")).flatten().tolist()
-        tables[name] = f"static const real {name}[] = {{{', '.join(map(repr, numbers))}}};"
+        tables[name] = _table(name, coupling(path, torch.float64, torch.device("cpu")), 2 * l1 + 1)
         at_out, stride = at_output[o] + column[o], paths.gathered[o]
         column[o] += width
         rows.append(
@@ -264,11 +263,25 @@ def _header(
             f"typedef {REAL[dtype]} real;",
             *(f"#define {name} {size}" for name, size in sizes.items()),
             *tables.values(),
+            "#define FOR_EACH_TABLE(DO) " + " ".join(f"DO({name})" for name in tables),
             "#define FOR_EACH_PATH(DO) \\\n    " + " \\\n    ".join(rows),
             "#define FOR_EACH_OUTPUT(DO) " + " ".join(outputs),
             "",
         ]
     )
+
+
+def _table(name: str, constants: Tensor, d1: int) -> str:
+    """A coupling (2l2+1, (2l3+1)(2l1+1)) as an array, and its terms."""
+    numbers = ", ".join(map(repr, constants.flatten().tolist()))
+    terms = [
+        f"TERM({column % d1}, {m2}, {column // d1}, {value!r})"
+        for m2, row in enumerate(constants.tolist())
+        for column, value in enumerate(row)
+        if value
+    ]
+    array = f"static const real {name}[] = {{{numbers}}};"
+    return f"{array}\n#define {name}_terms(TERM) {' '.join(terms)}"
 
 
 def _offsets(sizes: Sequence[int]) -> list[int]:
