@@ -287,7 +287,7 @@ def test_other_types_and_very_wide_layers_are_summed_by_torch(monkeypatch):
     layer = LAYERS["middle"]
     assert neighbor_sum.fits(layer, torch.float32)
     assert not neighbor_sum.fits(layer, torch.bfloat16)
-    monkeypatch.setattr(neighbor_sum, "MAX_NUMBERS", 100)
+    monkeypatch.setattr(neighbor_sum, "MAX_STACK", 1000)
     assert not neighbor_sum.fits(layer, torch.float32)
 
 

@@ -9,7 +9,7 @@
  *
  * neighbor_sum.py writes in front of this file: FUNCTION (which of the three to compile), `real`,
  * RADIAL, WEIGHTS, HARMONICS (numbers per edge), FEATURES, OUT (per atom); FOR_EACH_TABLE(DO) over
- * the tables C, with table##_terms(TERM) over what is not zero in each; and FOR_EACH_PATH(DO), which
+ * the tables C, with table##_terms(TERM) for what is not zero in each; and FOR_EACH_PATH(DO), which
  * expands
  * DO(table, d1, d2, d3, channels, at_h, at_y, at_w, at_out, stride) with constants (d = 2l+1), so
  * that every loop below has a length the compiler knows. Outputs lie one after another in memory,
@@ -23,7 +23,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define LANES (64 / (int)sizeof(real))
-#define TILE 4 /* edges whose radial weights are computed together: `weights` is read once for all */
+#define TILE 4 /* edges whose radial weights are computed together, so that `weights` is read once */
 
 #define PER_EDGE (RADIAL ? RADIAL : WEIGHTS) /* without weights, `radial` is what they would give */
 
@@ -178,7 +178,8 @@ void forward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first, co
 /* Gradients of <g, out>. d_h (all atoms) is added to; d_weights as well unless it is NULL. */
 void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
               const int64_t *source, const real *h, const real *harmonics, const real *radial,
-              const real *weights, const real *g, real *d_h, real *d_harmonics, real *d_radial, real *d_weights) {
+              const real *weights, const real *g, real *d_h, real *d_harmonics, real *d_radial,
+              real *d_weights) {
     real w[TILE][WEIGHTS], d_w[TILE][WEIGHTS], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
         FOR_EACH_OUTPUT(FETCH)
@@ -222,8 +223,8 @@ void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
  * what `backward` gives: with respect to g (v_g), h (v_h, added to), harmonics, radial and weights
  * (v_weights, added to). */
 void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
-                    const int64_t *source, const real *h, const real *harmonics, const real *radial, const real *weights,
-                    const real *g, const real *u_h, const real *u_harmonics, const real *u_radial,
+                    const int64_t *source, const real *h, const real *harmonics,
+                    const real *radial, const real *weights, const real *g, const real *u_h, const real *u_harmonics, const real *u_radial,
                     real *v_g, real *v_h, real *v_harmonics, real *v_radial, real *v_weights) {
     real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[TILE][WEIGHTS], v_uw[TILE][WEIGHTS];
     real sum[OUT], gi[OUT];

@@ -30,13 +30,15 @@ FUNCTIONS = ("forward", "backward", "backward_twice")
 REAL = {torch.float32: "float", torch.float64: "double"}
 EDGES_PER_THREAD = 1000  # fewer are not worth waking a thread for
 MAX_RADIAL = 16  # more are multiplied with the weights outside, by a matrix product of all edges
-MAX_NUMBERS = 60_000  # of one atom's output: it is kept on a thread's stack
+MAX_STACK = (
+    1_000_000  # bytes: what belongs to one atom and to four edges is kept on a thread's stack
+)
 
 
 def fits(paths: Paths, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for such a layer: single or double precision, not too wide."""
-    size = sum((2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True))
-    return dtype in REAL and size <= MAX_NUMBERS
+    numbers = 2 * _out_size(paths) + 4 * 4 * sum(paths.widths)
+    return dtype in REAL and numbers * dtype.itemsize <= MAX_STACK
 
 
 def neighbor_sum(
@@ -83,9 +85,7 @@ class _Kernel:
         self, paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
     ) -> None:
         self.paths = paths
-        self.out_size = sum(
-            (2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)
-        )
+        self.out_size = _out_size(paths)
         self._source = _header(paths, coupling, harmonics, radial, dtype, self.out_size) + (
             files("mlip.models.kernels") / "neighbor_sum.c"
         ).read_text(encoding="utf-8")
@@ -269,6 +269,11 @@ def _header(
             "",
         ]
     )
+
+
+def _out_size(paths: Paths) -> int:
+    """Numbers of all outputs of an atom."""
+    return sum((2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True))
 
 
 def _table(name: str, constants: Tensor, d1: int) -> str:
