@@ -23,7 +23,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define LANES (64 / (int)sizeof(real))
-#define TILE 4 /* edges whose radial weights are computed together, so that `weights` is read once */
+#define TILE 4 /* edges whose radial weights are computed together: `weights` is read once */
 
 #define PER_EDGE (RADIAL ? RADIAL : WEIGHTS) /* without weights, `radial` is what they would give */
 
@@ -224,8 +224,9 @@ void backward(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
  * (v_weights, added to). */
 void backward_twice(int64_t atoms, int64_t begin, int64_t end, const int64_t *first,
                     const int64_t *source, const real *h, const real *harmonics,
-                    const real *radial, const real *weights, const real *g, const real *u_h, const real *u_harmonics, const real *u_radial,
-                    real *v_g, real *v_h, real *v_harmonics, real *v_radial, real *v_weights) {
+                    const real *radial, const real *weights, const real *g, const real *u_h,
+                    const real *u_harmonics, const real *u_radial, real *v_g, real *v_h,
+                    real *v_harmonics, real *v_radial, real *v_weights) {
     real w[TILE][WEIGHTS], u_w[TILE][WEIGHTS], v_w[TILE][WEIGHTS], v_uw[TILE][WEIGHTS];
     real sum[OUT], gi[OUT];
     for (int64_t i = begin; i < end; i++) {
