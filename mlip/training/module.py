@@ -148,15 +148,26 @@ class PotentialModule(L.LightningModule):
             return
         optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
-        batch = self.last_batch
-        rows = batch.sample_id.tolist() if batch is not None else []
+        frames = self._frames(self.last_batch)
         if self.bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(
                 f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (last "
-                f"at frames {rows}); check those labels, or lower optimizer.lr"
+                f"at {frames}); check those labels, or lower optimizer.lr"
             )
-        log.warning(
-            "step %d: gradient is not finite, step skipped (frames %s)", self.global_step, rows
+        log.warning("step %d: gradient is not finite, step skipped (%s)", self.global_step, frames)
+
+    def _frames(self, batch: AtomGraph | None) -> str:
+        """Say which structures a batch is made of, by source where there are several."""
+        if batch is None:
+            return "no frames"
+        ids: dict[int, list[int]] = {}
+        for source, row in zip(batch.source.tolist(), batch.sample_id.tolist(), strict=True):
+            ids.setdefault(source, []).append(row)
+        # without names the numbers are those of files, which the report lists in this order
+        names = {k: self.sources[k] if self.sources else f"file {k}" for k in ids if k >= 0}
+        return "; ".join(
+            f"{names[k]}: frames {rows}" if k in names else f"frames {rows}"
+            for k, rows in sorted(ids.items())
         )
 
     def configure_optimizers(self) -> Any:

@@ -12,7 +12,7 @@ from conftest import SPECIES
 from torch.utils.data import DataLoader
 
 from mlip.errors import TrainingError
-from mlip.graph import AtomGraph
+from mlip.graph import AtomGraph, collate
 from mlip.models.pair import LennardJones
 from mlip.models.potential import Potential
 from mlip.training.callbacks import WarmEMA
@@ -95,3 +95,12 @@ def test_three_in_a_row_end_the_run_and_name_the_frames(fit):
         fit(untrained(torch.float32), bad)
     apart = [bad[0], bad[1], dimer(1.1), bad[2], dimer(1.1)]
     assert np.isfinite(fit(untrained(torch.float32), apart)).all()
+
+
+def test_frames_are_named_with_their_source(module_of):
+    both = collate([dimer(1.1, 3), dimer(1.1, 9)])
+    both.source = torch.tensor([1, 0])
+    module = module_of(untrained(), steps_per_epoch=1)
+    assert module._frames(both) == "file 0: frames [9]; file 1: frames [3]"
+    module.sources = ("pbe", "wb97m")
+    assert module._frames(both) == "pbe: frames [9]; wb97m: frames [3]"
