@@ -2,9 +2,10 @@
 
 Every point is a training of its own whose learning rate schedule ends with its time. How many steps
 fit into a time is told by the difference of two short runs; what is shown is the CPU time that the
-whole run then took on one thread, import, validation and (ours) the test included. MACE is run as its documentation says for small data sets (128 scalar
-channels, two layers, 5 A, batches as ours, learning rate 0.01, AMSGrad, moving average, default
-loss), in single precision as all; its epochs are whole.
+whole run then took on one thread, import, validation and (ours) the test included. MACE is run as
+its documentation says for small data sets (128 scalar channels, two layers, 5 A, batches as ours,
+learning rate 0.01, AMSGrad, moving average, default loss), in single precision as all; its epochs
+are whole.
 
     python scripts/learning_curve.py 3bpa mlearn_si --seconds 60 300
     python scripts/learning_curve.py 3bpa --peers .peers     (with the environment peers are in)
