@@ -43,7 +43,7 @@ from torch import nn
 from mlip.calculator import MLIPCalculator
 from mlip.data.readers import read_structures
 from mlip.graph import AtomGraph, collate
-from mlip.models.kernels import neighbor_sum
+from mlip.models.kernels import compiler, neighbor_sum
 from mlip.models.paths import Paths
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
@@ -313,6 +313,7 @@ def main() -> None:
             "torch": torch.__version__,
             "machine": platform.machine(),
             "threads": 1,
+            "kernels": "compiled" if compiler.usable() else "torch",
         }
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 

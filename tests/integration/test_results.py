@@ -82,3 +82,31 @@ def test_the_table_of_speed_is_what_was_measured():
                 assert "error" in row
             else:
                 assert float(cell) == pytest.approx(row["ratio"], abs=0.06), (label, model)
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "data" / "results" / name).read_text())
+
+
+def test_what_compiled_kernels_save_is_what_was_measured():
+    rows = []
+    for kernels, name in (("compiled", "benchmark.json"), ("torch", "benchmark-torch.json")):
+        document = results(name)
+        assert document["about"]["kernels"] == kernels
+        rows += [r for r in document["rows"] if (r["model"], r["structure"]) == ("facet-s", "si64")]
+    compiled, torch = rows
+    call, step = (torch[k] / compiled[k] for k in ("calculator_ms", "training_step_ms"))
+    claim = f"takes {call:.1f} times as long for a call and {step:.1f} times for a training step"
+    assert claim in readme()
+
+
+def test_the_learning_curves_are_what_was_measured():
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if " after " in line]
+    quoted = re.findall(r"(\d+) after (\d+) s", " ".join(lines))
+    measured = [
+        (f"{1e3 * p['test']['forces_rmse']:.0f}", f"{p['seconds_in_all']:.0f}")
+        for models in results("learning-curve.json")["datasets"].values()
+        for budget in ("60", "240")
+        for p in [known["points"][budget] for known in models.values()]
+    ]
+    assert quoted == measured
