@@ -34,7 +34,7 @@ class CellFilter(FrechetCellFilter):
     >>> FIRE(CellFilter(atoms)).run(fmax=0.02)  # doctest: +SKIP
     """
 
-    def __init__(self, atoms: ase.Atoms, scalar_pressure: float = 0.0) -> None:
+    def __init__(self, atoms: ase.Atoms, *, scalar_pressure: float = 0.0) -> None:
         """Wrap a crystal.
 
         Args:
@@ -42,7 +42,6 @@ class CellFilter(FrechetCellFilter):
             scalar_pressure: eV/Å³.
         """
         super().__init__(atoms, scalar_pressure=scalar_pressure)
-        self.pressure = float(scalar_pressure)
         self._reference = np.array(self.orig_cell)
         self._known: Any = None  # a cell and X there, if known
 
@@ -64,7 +63,7 @@ class CellFilter(FrechetCellFilter):
 
     def get_forces(self, **kwargs: Any) -> Any:
         """Return forces on the coordinates (N + 3, 3), eV/Å and eV; sets `stress` (6,), eV/Å³."""
-        stress = self.atoms.get_stress(voigt=False, **kwargs) + self.pressure * np.eye(3)
+        stress = self.atoms.get_stress(voigt=False, **kwargs) + self.scalar_pressure * np.eye(3)
         deformation = self._deformation()
         virial = -self.atoms.get_volume() * stress
         gradient = virial @ np.linalg.inv(deformation.T)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata as metadata
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from mlip.atomic import free_bytes
+from mlip.cache_folder import cache_folder
 from mlip.errors import ConfigError
 
 DISTRIBUTION: Final = "mlip-trainer"
@@ -162,21 +164,31 @@ def _kernels() -> Iterator[Note]:
     from mlip.models.kernels import compiler
 
     try:
-        wanted, reason = compiler.mode(), compiler.obstacle()
-        if wanted == "torch":
-            yield Note("kernels", "in PyTorch (MLIP_KERNELS=torch)")
-        elif reason is None:
-            yield Note("kernels", f"compiled by {compiler.compiler()}")
-        else:
-            advice = f"Facet and NequIP are slower without compiled kernels: {reason}"
-            yield Note("kernels", "in PyTorch", advice=advice)
+        wanted = compiler.mode()
     except ConfigError as error:
         yield Note("kernels", str(error), broken=True, advice="set or unset MLIP_KERNELS")
+        return
+    if wanted == "torch":
+        yield Note("kernels", "in PyTorch (MLIP_KERNELS=torch)")
+        return
+    reason = compiler.obstacle()
+    if reason is None:
+        yield Note("kernels", f"compiled by {shlex.join(compiler.compiler() or ())}")
+    elif wanted == "compiled":
+        advice = "repair that, or unset MLIP_KERNELS to run without"
+        yield Note("kernels", f"MLIP_KERNELS=compiled, but {reason}", broken=True, advice=advice)
+    else:
+        advice = f"Facet and NequIP are slower without compiled kernels: {reason}"
+        yield Note("kernels", "in PyTorch", advice=advice)
 
 
 def _cache() -> Iterator[Note]:
     """Try the folder of the stores, and the one for temporary files."""
-    cache = Path(os.environ.get("MLIP_CACHE", "~/.cache/mlip-trainer")).expanduser()
+    try:
+        cache = cache_folder()
+    except ConfigError as error:
+        yield Note("cache", str(error), broken=True, advice="set MLIP_CACHE to a folder")
+        return
     for name, folder, variable in (
         ("cache", cache, "MLIP_CACHE"),
         ("temporary", Path(tempfile.gettempdir()), "TMPDIR"),

@@ -44,7 +44,8 @@ WORKER = ROOT / "scripts" / "gpaw_worker.py"
 KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
-METALS = ("Al", "Li", "Na", "Mg")
+# Shears of a metal move its Fermi surface: on the grid of the frames C11 < C12 for Li.
+DENSER = {"Al": 1.7, "Li": 1.7, "Na": 1.7, "Mg": 1.2}
 STRAINED, RATTLED, SMALL, GENTLE = 8, 7, 6, 5  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
@@ -81,7 +82,7 @@ def materials() -> tuple[Material, ...]:
         Material(1, "Al", "fcc", bulk("Al", a=4.04), (12, 12, 12), CUBE_F, (7, 7, 7), 400),
         Material(2, "Li", "bcc", bulk("Li", a=3.44), (10, 10, 10), LONG_I, (4, 7, 7), 500),
         Material(3, "Na", "bcc", bulk("Na", a=4.20), (8, 8, 8), LONG_I, (3, 6, 6), 500),
-        Material(4, "Mg", "hcp", bulk("Mg", a=3.19, c=5.17), (7, 7, 4), DOUBLE, (4, 7, 4), 600),
+        Material(4, "Mg", "hcp", bulk("Mg", a=3.19, c=5.17), (10, 10, 6), DOUBLE, (5, 10, 6), 600),
         Material(5, "Si", "diamond", bulk("Si", a=5.47), (7, 7, 7), DOUBLE, (4, 7, 7), 400),
         Material(6, "C", "diamond", bulk("C", a=3.57), (6, 6, 6), DOUBLE, (3, 6, 6), 700),
         Material(7, "SiC", zb, bulk("SiC", zb, a=4.38), (5, 5, 5), DOUBLE, (3, 5, 5), 700),
@@ -185,9 +186,8 @@ def elastic_components(material: Material) -> tuple[int, ...]:
 
 
 def elastic_kpts(material: Material) -> tuple[int, ...]:
-    """Shears of a metal move its Fermi surface: on the grid of the frames C11 < C12 for Li."""
-    factor = 1.7 if material.name in METALS else 1.0
-    return tuple(round(factor * k) for k in material.kpts)
+    """The k-points of strained cells, denser than those of the frames for a metal."""
+    return tuple(round(DENSER.get(material.name, 1.0) * k) for k in material.kpts)
 
 
 def elastic_jobs(material: Material, volume: float) -> dict[str, dict[str, Any]]:
@@ -196,7 +196,7 @@ def elastic_jobs(material: Material, volume: float) -> dict[str, dict[str, Any]]
         material.primitive, np.zeros((3, 3)), volume / material.primitive.get_volume()
     )
     jobs = {}
-    metal = material.name in METALS
+    metal = material.name in DENSER
     for component in elastic_components(material):
         for sign in (1, -1):
             atoms = relaxed.copy()
@@ -261,7 +261,8 @@ def all_jobs() -> dict[str, dict[str, Any]]:
     for material in chosen:
         training |= training_jobs(material)
     # one frame of each material in turn, so that a stopped run has something of everything
-    jobs |= {name: training[name] for name in sorted(training, key=lambda name: (name[3:], name))}
+    turns = sorted(training, key=lambda name: (name[3:], name))
+    jobs |= {name: training[name] for name in turns if "relax" not in training[name]}
     for material in chosen:
         points = [result(name) for name in eos_jobs(material)]
         if all(points):
@@ -269,7 +270,7 @@ def all_jobs() -> dict[str, dict[str, Any]]:
     jobs |= difference_jobs(training) | element_jobs()
     for material in chosen:
         jobs |= convergence_jobs(material)
-    return jobs
+    return jobs | {name: training[name] for name in turns}  # relaxations take longest
 
 
 # --- results

@@ -56,8 +56,13 @@ class Edges:
             basis: maps lengths (E,) to (E, K).
             max_degree: L of the harmonics.
             coupling: constants of a path, in the dtype and on the device asked for.
+
+        Raises:
+            ValueError: edges (on a CPU) are not sorted by centre, or end at no atom.
         """
         j, i = geometry.edge_index
+        if i.device.type == "cpu":  # elsewhere looking would wait for the device
+            _check(j, i, geometry.atomic_numbers.shape[0])
         compiled = i.device.type == "cpu" and compiler.usable()
         block = 1 if compiled else BLOCK
         n = geometry.atomic_numbers.shape[0]
@@ -127,3 +132,15 @@ class Edges:
         blocks = torch.cat(parts, dim=2)
         total = blocks.new_zeros(self.num_nodes, *blocks.shape[1:])
         return total.index_add(0, self.block_node, blocks)
+
+
+def _check(j: Tensor, i: Tensor, n: int) -> None:
+    if not len(i):
+        return
+    if bool((i[1:] < i[:-1]).any()):
+        raise ValueError("edge_index[1], the centres, must be sorted")
+    lowest, highest = min(int(j.min()), int(i[0])), max(int(j.max()), int(i[-1]))
+    if lowest < 0 or highest >= n:
+        raise ValueError(
+            f"edge_index goes from {lowest} to {highest}, but atoms are numbered 0 to {n - 1}"
+        )

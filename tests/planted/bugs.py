@@ -25,6 +25,7 @@ TRANSIP = "tests/unit/test_transip.py"
 FRAMES = "tests/physics/test_frames.py"
 GROUPS = "tests/unit/test_symmetry.py"
 CALCULATOR = "tests/unit/test_calculator.py"
+SUMS = "tests/unit/test_kernels.py"
 COMPARE = "tests/integration/test_compare.py"
 
 POTENTIAL = "mlip/models/potential.py"
@@ -792,6 +793,37 @@ SEVERAL = (
     ),
 )
 
+KERNELS = (
+    Bug(
+        "whole vectors of channels are left out of the gradient of the harmonics",
+        "mlip/models/kernels/neighbor_sum.c",
+        "for (int c0 = 0; c0",
+        "for (int c0 = LANES; c0",
+        (f"{SUMS}::test_derivatives_are_those_of_all_messages[wide-dtype0]",),
+    ),
+    Bug(
+        "a second tile of neighbours takes the radial functions of the first",
+        "mlip/models/kernels/neighbor_sum.c",
+        "radial_weights(edges, u_radial + e0 * PER_EDGE",
+        "radial_weights(edges, u_radial + first[i] * PER_EDGE",
+        (f"{SUMS}::test_derivatives_are_those_of_all_messages[middle-dtype0]",),
+    ),
+    Bug(
+        "a library is loaded that others may have written",
+        "mlip/models/kernels/compiler.py",
+        "    _must_be_ours(library)\n",
+        "",
+        (f"{SUMS}::test_nothing_is_loaded_that_others_could_have_written[library]",),
+    ),
+    Bug(
+        "a cell filter takes the derivative of the exponential for its adjoint",
+        "mlip/cell_filter.py",
+        "x = self._log().T",
+        "x = self._log()",
+        ("tests/unit/test_cell_filter.py::test_forces_are_the_derivative_of_the_energy",),
+    ),
+)
+
 BUGS = (
     *MECHANICS,
     *LATTICE,
@@ -804,4 +836,5 @@ BUGS = (
     *TEACHING,
     *COMPARING,
     *SEVERAL,
+    *KERNELS,
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata as metadata
+import re
+from pathlib import Path
 
 import pytest
 
 from mlip import doctor
 from mlip.cli.main import main
+from mlip.models.kernels import compiler
 
 
 def notes() -> dict[str, doctor.Note]:
@@ -76,3 +79,39 @@ def test_little_space_is_said(monkeypatch):
 def test_threads_beyond_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     assert "slow" in notes()["threads"].advice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "obstacle", "broken", "value", "advice"),
+    [
+        ("auto", None, False, "compiled by ", ""),
+        ("auto", "there is none", False, "in PyTorch", "slower.*there is none"),
+        ("compiled", None, False, "compiled by ", ""),
+        ("compiled", "there is none", True, "MLIP_KERNELS=compiled, but there is none", "unset"),
+        ("fast", None, True, "MLIP_KERNELS='fast'", "unset"),
+    ],
+)
+def test_kernels(wanted, obstacle, broken, value, advice, monkeypatch):
+    monkeypatch.setenv("MLIP_KERNELS", wanted)
+    monkeypatch.setattr(compiler, "obstacle", lambda: obstacle)
+    note = notes()["kernels"]
+    assert note.broken == broken
+    assert note.value.startswith(value)
+    assert re.search(advice, note.advice or "")
+
+
+def test_kernels_that_are_not_wanted_are_not_tried(monkeypatch):
+    monkeypatch.setenv("MLIP_KERNELS", "torch")
+    monkeypatch.setattr(compiler, "obstacle", lambda: pytest.fail("it compiled something"))
+    assert notes()["kernels"].value == "in PyTorch (MLIP_KERNELS=torch)"
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def none(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MLIP_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", none)
+    note = notes()["cache"]
+    assert note.broken
+    assert "set MLIP_CACHE" in note.advice

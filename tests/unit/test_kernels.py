@@ -83,6 +83,7 @@ LAYERS = {
     "middle": paths(),
     "last": paths(outputs=(0,)),
     "one-radial": paths((2, 1)),
+    "wide": paths((17, 8, 9, 16)),  # whole vectors of 8 double or 16 single numbers, and rests
 }
 
 
@@ -114,6 +115,27 @@ def test_first_and_second_derivatives(num_radial):
     assert torch.autograd.gradcheck(gradients, tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_are_those_of_all_messages(name, dtype):
+    """First ones, and second ones as training takes them, for every width of channels."""
+    layer = LAYERS[name]
+    first, source, _, tensors = problem(layer, dtype=dtype)
+
+    def derivatives(function, *tensors):
+        out = function(layer, first, source, *tensors)
+        loss = sum((k + 1) * x.square().sum() for k, x in enumerate(out))
+        one = torch.autograd.grad(loss, tensors[:-1], create_graph=True)
+        two = torch.autograd.grad(sum(x.square().sum() for x in one), tensors)
+        return *one, *two
+
+    exact = derivatives(written_out, *(x.detach().double().requires_grad_() for x in tensors))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for ours, other in zip(derivatives(compiled, *tensors), exact, strict=True):
+        error = float((ours - other).detach().abs().max())
+        assert error < tolerance * float(other.detach().abs().max())
+
+
 def test_a_third_derivative_is_refused():
     layer = LAYERS["one-radial"]
     first, source, _, tensors = problem(layer)
@@ -122,6 +144,61 @@ def test_a_third_derivative_is_refused():
     (gradient,) = torch.autograd.grad(value, x, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"third.*MLIP_KERNELS=torch"):
         torch.autograd.grad(gradient.square().sum(), x, create_graph=True)
+
+
+def test_the_gradient_of_the_weights_is_not_differentiated():
+    layer = LAYERS["one-radial"]
+    first, source, _, tensors = problem(layer)
+    value = sum(y.square().sum() for y in compiled(layer, first, source, *tensors))
+    (gradient,) = torch.autograd.grad(value, tensors[-1], create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"radial weights.*MLIP_KERNELS=torch"):
+        torch.autograd.grad(gradient.sum(), tensors[0])
+
+
+def test_batches_of_gradients_are_refused():
+    layer = LAYERS["one-radial"]
+    first, source, _, tensors = problem(layer)
+    out = compiled(layer, first, source, *tensors)[0].flatten()
+    with pytest.raises(NotImplementedError, match=r"is_grads_batched.*MLIP_KERNELS=torch"):
+        torch.autograd.grad(out, tensors[0], torch.eye(len(out)).double(), is_grads_batched=True)
+
+
+def test_many_radial_functions_are_multiplied_in_full_precision():
+    """Outside the kernel, where autocast would reach them."""
+    layer = LAYERS["middle"]
+    first, source, _, tensors = problem(layer, num_radial=20, dtype=torch.float32)
+    plain = compiled(layer, first, source, *tensors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = compiled(layer, first, source, *tensors)
+    for one, other in zip(plain, under_autocast, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda t: t.update(weights=t["weights"][:-1]), r"weights has the shape"),
+        (lambda t: t.update(features=t["features"][:, :-1]), r"features has the shape"),
+        (lambda t: t.update(features=t["features"][:-1]), r"features has the shape"),
+        (lambda t: t.update(harmonics=t["harmonics"][:, :9]), r"harmonics has 9 columns.*16"),
+        (lambda t: t.update(radial=t["radial"][:-1]), r"radial has the shape"),
+        (lambda t: t.update(weights=t["weights"].float()), r"weights is torch.float32.*float64"),
+        (lambda t: t.update(source=t["source"].int()), r"source must be.*int64"),
+        (lambda t: t.update(first=t["first"].clamp(max=9)), r"first ends at 9.* 23 edges"),
+    ],
+)  # fmt: skip
+def test_what_would_be_read_past_its_end_is_refused(harm, message):
+    layer = LAYERS["middle"]
+    first, source, _, tensors = problem(layer)
+    *features, harmonics, radial, weights = (x.detach() for x in tensors)
+    given = {
+        "features": torch.cat([x.flatten(1) for x in features], dim=1), "harmonics": harmonics,
+        "radial": radial, "weights": weights, "first": first, "source": source,
+    }  # fmt: skip
+    neighbor_sum.neighbor_sum(layer, _coupling, **given)
+    harm(given)
+    with pytest.raises(ValueError, match=message):
+        neighbor_sum.neighbor_sum(layer, _coupling, **given)
 
 
 def test_threads_give_the_same(monkeypatch):
@@ -251,6 +328,71 @@ def test_what_does_not_compile_leaves_nothing(fresh):
     assert not [p for p in fresh.iterdir() if p.is_dir()]
 
 
+def test_a_compiler_of_several_words(fresh, monkeypatch):
+    real = compiler.compiler()
+    monkeypatch.setenv("CC", f"env LC_ALL=C {real[0]}")
+    compiler.compiler.cache_clear()
+    assert compiler.compiler()[1:] == ("LC_ALL=C", real[0])
+    assert compiler.load("int nine(void) { return 9; }\n", "a test").nine() == 9
+
+
+def test_a_compiler_that_hangs(fresh, monkeypatch):
+    monkeypatch.setenv("CC", "sh -c 'case $1 in --version) ;; *) sleep 60 ;; esac' sh")
+    monkeypatch.setattr(compiler, "COMPILE_TIMEOUT", 0.2)
+    with pytest.raises(ConfigError, match=r"after 0 s; MLIP_KERNELS=torch"):
+        compiler.load("int nine(void) { return 9; }\n", "a test")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF"], ids=["empty", "cut"])
+def test_a_library_cut_short_is_compiled_again(fresh, content):
+    source = "int nine(void) { return 9; }\n"
+    compiler._folder()
+    code = f"from mlip.models.kernels import compiler; compiler.load({source!r}, 'a test')"
+    subprocess.run([sys.executable, "-c", code], check=True)  # here it would stay loaded
+    (library,) = fresh.glob("*.so")
+    library.write_bytes(content)
+    assert compiler.load(source, "a test").nine() == 9
+    assert library.stat().st_size > 1000
+
+
+def test_a_library_that_never_loads(fresh, monkeypatch):
+    def nothing(source, flags, library):
+        library.write_bytes(b"")
+        library.chmod(0o700)
+
+    monkeypatch.setattr(compiler, "_compile", nothing)
+    with pytest.raises(ConfigError, match=r"does not load.*MLIP_KERNELS=torch"):
+        compiler.load("int nine(void) { return 9; }\n", "a test")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder, patch: folder.chmod(0o770), "others may write to .*kernels; .*chmod go-w"),
+        (lambda folder, patch: next(folder.glob("*.so")).chmod(0o702), "others may write to .*so;"),
+        (lambda folder, patch: patch.setattr(os, "getuid", lambda: -1), "another user.*MLIP_CACHE"),
+    ],
+    ids=["folder", "library", "owner"],
+)
+def test_nothing_is_loaded_that_others_could_have_written(fresh, harm, message, monkeypatch):
+    source = "int nine(void) { return 9; }\n"
+    compiler.load(source, "a test")
+    harm(fresh, monkeypatch)
+    monkeypatch.setattr(compiler.ctypes, "CDLL", lambda _: pytest.fail("it was loaded"))
+    with pytest.raises(ConfigError, match=message):
+        compiler.load(source, "a test")
+
+
+def test_a_user_without_a_home(fresh, monkeypatch):
+    def none(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MLIP_CACHE")
+    monkeypatch.setattr(Path, "expanduser", none)
+    assert "no home folder" in compiler.obstacle()
+    assert not compiler.usable()
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -264,7 +406,6 @@ def test_what_does_not_compile_leaves_nothing(fresh):
     ids=["none", "broken", "unsafe"],
 )
 def test_without_a_usable_compiler_it_is_torch(fresh, harm, message, monkeypatch, caplog):
-    caplog.set_level("INFO", logger="mlip")
     harm(fresh, monkeypatch)
     compiler._tell_once.cache_clear()
     assert not compiler.usable()
@@ -291,11 +432,10 @@ def test_other_types_and_very_wide_layers_are_summed_by_torch(monkeypatch):
     assert not neighbor_sum.fits(layer, torch.float32)
 
 
-def test_the_edges_choose(monkeypatch):
-    n = 3
-    geometry = Geometry(
+def geometry(edges, n=3):
+    return Geometry(
         atomic_numbers=torch.ones(n, dtype=torch.int64),
-        edge_index=torch.tensor([[1, 2, 0], [0, 0, 2]]),
+        edge_index=torch.tensor(edges),
         edge_vectors=torch.randn(3, 3, dtype=torch.float64),
         edge_lengths=torch.ones(3, dtype=torch.float64),
         batch=torch.zeros(n, dtype=torch.int64),
@@ -305,15 +445,26 @@ def test_the_edges_choose(monkeypatch):
         head=torch.zeros(1, dtype=torch.int64),
         pbc=torch.zeros(1, 3, dtype=torch.bool),
     )
+
+
+def test_the_edges_choose(monkeypatch):
     shapes = {}
     for kernels in ("torch", "compiled"):
         monkeypatch.setenv("MLIP_KERNELS", kernels)
-        edges = Edges.build(geometry, lambda r: r[:, None], 2, _coupling)
+        edges = Edges.build(geometry([[1, 2, 0], [0, 0, 2]]), lambda r: r[:, None], 2, _coupling)
         assert edges.compiled == (kernels == "compiled")
         assert edges.first.tolist() == [0, 2, 2, 3]
         shapes[kernels] = len(edges.source)
     assert shapes == {"torch": 32, "compiled": 3}
 
 
-def test_the_source_ships():
-    assert (Path(neighbor_sum.__file__).parent / "neighbor_sum.c").is_file()
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [([[1, 2, 0], [0, 2, 0]], "sorted"), ([[1, 3, 0], [0, 0, 2]], "0 to 3.*0 to 2"),
+     ([[1, -1, 0], [0, 0, 2]], "-1 to 2"), ([[1, 2, 0], [0, 0, 3]], "0 to 3")],
+)  # fmt: skip
+@pytest.mark.parametrize("kernels", ["torch", "compiled"])
+def test_edges_that_end_at_no_atom_are_refused(edges, message, kernels, monkeypatch):
+    monkeypatch.setenv("MLIP_KERNELS", kernels)
+    with pytest.raises(ValueError, match=message):
+        Edges.build(geometry(edges), lambda r: r[:, None], 2, _coupling)

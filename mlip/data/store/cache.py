@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mlip.cache_folder import cache_folder
 from mlip.data.readers import expand_paths
 from mlip.data.store.build import build
 from mlip.data.store.conversion import describe_source, reading_options
@@ -63,7 +64,7 @@ def open_store(
         return _open_given(given, options or {})
     files = expand_paths(paths, format)
     key = _key(files, format, options or {})
-    root = _writable(Path(cache_dir or os.environ.get("MLIP_CACHE", "~/.cache/mlip-trainer")))
+    root = _writable(Path(cache_dir).expanduser() if cache_dir else cache_folder())
     folder = root / f"store-{key}"
     names = [str(file) for file in files]
     if _sound(folder):
@@ -128,7 +129,6 @@ def _key(files: Sequence[Path], format: str, options: Mapping[str, Any]) -> str:
 
 
 def _writable(root: Path) -> Path:
-    root = root.expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):

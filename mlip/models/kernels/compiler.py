@@ -2,7 +2,8 @@
 
 Nothing is compiled at installation. The first use of a kernel costs seconds, and the library waits
 in the user's cache folder under a name made of source, flags, compiler and processor. Loading it
-is running it, so a library that others could have written is not loaded.
+is running it, so a library that others could have written is not loaded: folder and file must
+belong to the user and be writable by nobody else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from mlip.cache_folder import cache_folder
 from mlip.errors import ConfigError
 
 log = logging.getLogger("mlip")
@@ -33,6 +36,8 @@ FLAGS = [
     "-ffp-contract=fast",
 ]
 WIDE = "-mprefer-vector-width=512"  # x86 only
+COMPILE_TIMEOUT = 600.0  # seconds; the largest layer there is takes about ten
+INSTEAD = "MLIP_KERNELS=torch does without"
 
 
 def mode() -> str:
@@ -48,10 +53,14 @@ def mode() -> str:
 
 
 @cache
-def compiler() -> str | None:
-    """Path of the C compiler: the environment variable CC, else cc, gcc or clang; or None."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
-    return next((path for path in map(shutil.which, names) if path), None)
+def compiler() -> tuple[str, ...] | None:
+    """The words that call the C compiler: those of CC ("ccache gcc"), else cc, gcc or clang."""
+    given = shlex.split(os.environ.get("CC", ""))
+    for name, *options in [given] if given else [["cc"], ["gcc"], ["clang"]]:
+        path = shutil.which(name)
+        if path:
+            return (path, *options)
+    return None
 
 
 def usable() -> bool:
@@ -80,18 +89,31 @@ def load(source: str, what: str) -> ctypes.CDLL:
         what: said in the log while it compiles.
 
     Raises:
-        ConfigError: it does not compile; the compiler's words are in the message.
+        ConfigError: it does not compile (the compiler's words are in the message), what was
+            compiled does not load, or others could have written what would be loaded.
     """
     flags = [*FLAGS, WIDE] if platform.machine() in ("x86_64", "AMD64") else FLAGS
     words = [source, *flags, _compiler_version(), _processor()]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:24]
     folder = _folder()
     library = folder / f"{key}.so"
-    if not library.exists():
-        with FileLock(folder / f"{key}.lock"):
-            if not library.exists():
-                log.info("compiling a kernel, once on this machine: %s", what)
-                _compile(source, flags, library)
+
+    problem: OSError | None = None
+    for again in (False, True):
+        if again or not library.exists():
+            with FileLock(folder / f"{key}.lock"):
+                if again or not library.exists():
+                    log.info("compiling a kernel, once on this machine: %s", what)
+                    _compile(source, flags, library)
+        try:
+            return _open(library)
+        except OSError as exc:  # cut short by a full disk or a crash
+            problem = exc
+    raise ConfigError(f"{library} was just compiled and does not load ({problem}); {INSTEAD}")
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    _must_be_ours(library)
     return ctypes.CDLL(str(library))
 
 
@@ -99,13 +121,23 @@ def _compile(source: str, flags: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         code, target = Path(scratch, "kernel.c"), Path(scratch, "kernel.so")
         code.write_text(source)
-        command = [str(compiler()), *flags, "-o", str(target), str(code)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*(compiler() or ()), *flags, "-o", str(target), str(code)]
+        called = shlex.join(compiler() or ())
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=COMPILE_TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(
+                f"{called} had not compiled a kernel after {COMPILE_TIMEOUT:.0f} s; {INSTEAD}"
+            ) from None
         if done.returncode:
             raise ConfigError(
-                f"{' '.join(command[:2])} ... could not compile a kernel; MLIP_KERNELS=torch does "
-                f"without. It said:\n{done.stderr[-2000:]}"
+                f"{called} could not compile a kernel; {INSTEAD}. It said:\n{done.stderr[-2000:]}"
             )
+        target.chmod(0o700)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
         target.replace(library)
 
 
@@ -117,32 +149,40 @@ def obstacle() -> str | None:
     if compiler() is None:
         return "there is no C compiler (cc, gcc or clang, or CC=PATH)"
     try:
-        folder = _folder()
         load("int mlip_answer(void) { return 42; }\n", "a test of the compiler")
     except (ConfigError, OSError) as exc:
         return str(exc)
-    state = folder.stat()
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        return f"others may write to {folder}; make it yours alone (chmod go-w)"
     return None
 
 
 @cache
 def _tell_once(reason: str) -> None:
-    log.info("kernels in PyTorch, which is slower: %s", reason)
+    log.warning("kernels in PyTorch, which is slower: %s", reason)
 
 
 def _folder() -> Path:
-    root = Path(os.environ.get("MLIP_CACHE", "~/.cache/mlip-trainer")).expanduser()
-    folder = root / "kernels"
+    folder = cache_folder() / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _must_be_ours(folder)
     return folder
+
+
+def _must_be_ours(path: Path) -> None:
+    state = path.stat()
+    if state.st_uid != os.getuid():
+        raise ConfigError(
+            f"{path} belongs to another user, and loading a kernel from there would run what they "
+            "put there; set MLIP_CACHE to a folder of your own"
+        )
+    if state.st_mode & 0o022:
+        raise ConfigError(f"others may write to {path}; make it yours alone: chmod go-w {path}")
 
 
 @cache
 def _compiler_version() -> str:
-    command = [str(compiler()), "--version"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    command = [*(compiler() or ()), "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "\0".join(command) + done.stdout
 
 
 @cache
@@ -150,7 +190,9 @@ def _processor() -> str:
     """What -march=native depends on: a cache folder may be shared by different machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
+    except OSError:  # macOS
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout + platform.processor() + platform.machine()
     wanted = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

@@ -30,14 +30,15 @@ FUNCTIONS = ("forward", "backward", "backward_twice")
 REAL = {torch.float32: "float", torch.float64: "double"}
 EDGES_PER_THREAD = 1000  # fewer are not worth waking a thread for
 MAX_RADIAL = 16  # more are multiplied with the weights outside, by a matrix product of all edges
-MAX_STACK = (
-    1_000_000  # bytes: what belongs to one atom and to four edges is kept on a thread's stack
-)
+# Bytes: what belongs to one atom, to four edges and to one product is kept on a thread's stack.
+MAX_STACK = 1_000_000
+TILE = 4  # as in neighbor_sum.c
 
 
 def fits(paths: Paths, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for such a layer: single or double precision, not too wide."""
-    numbers = 2 * _out_size(paths) + 4 * 4 * sum(paths.widths)
+    product = max((2 * degree + 1) * channels for channels, degree in paths.inputs)
+    numbers = 2 * _out_size(paths) + 4 * TILE * sum(paths.widths) + 4 * product
     return dtype in REAL and numbers * dtype.itemsize <= MAX_STACK
 
 
@@ -65,10 +66,15 @@ def neighbor_sum(
 
     Returns:
         (N, 2l+1, ΣC) for each output.
+
+    Raises:
+        ValueError: shapes, dtypes or devices are not these; C would read past the end.
     """
+    _check(paths, features, harmonics, radial, weights, first, source)
     width = radial.shape[1]
     if width > MAX_RADIAL:
-        radial, weights, width = radial @ weights, weights.new_empty(0), 0
+        with torch.autocast("cpu", enabled=False):  # as precise as inside the kernel
+            radial, weights, width = radial @ weights, weights.new_empty(0), 0
     kernel = _kernel(paths, coupling, harmonics.shape[1], width, radial.dtype)
     args = [x.contiguous() for x in (features, harmonics, radial, weights)]
     out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
@@ -76,6 +82,37 @@ def neighbor_sum(
     shapes = [(n, 2 * d + 1, g) for d, g in zip(paths.outputs, paths.gathered, strict=True)]
     parts = out.split([math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _check(
+    paths: Paths, features: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor,
+    first: Tensor, source: Tensor,
+) -> None:  # fmt: skip
+    """Expect what the C functions take for granted; the entries of `source` are `Edges`'s care."""
+    n, edges = len(first) - 1, len(source)
+    wanted = {
+        "features": (features, (n, sum((2 * d + 1) * c for c, d in paths.inputs))),
+        "harmonics": (harmonics, (edges, harmonics.shape[1])),
+        "radial": (radial, (edges, radial.shape[1])),
+        "weights": (weights, (radial.shape[1], sum(paths.widths))),
+    }
+    for name, (tensor, shape) in wanted.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shape}")
+        if tensor.dtype != radial.dtype or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}, expected {radial.dtype} on cpu"
+            )
+    degree = max(l2 for _, (_, l2, _), _ in paths.products)
+    if harmonics.shape[1] < (degree + 1) ** 2:
+        raise ValueError(
+            f"harmonics has {harmonics.shape[1]} columns, expected {(degree + 1) ** 2} or more"
+        )
+    for name, index in (("first", first), ("source", source)):
+        if index.dtype != torch.int64 or not index.is_contiguous() or index.device.type != "cpu":
+            raise ValueError(f"{name} must be contiguous int64 on cpu, not {index.dtype}")
+    if int(first[-1]) != edges:
+        raise ValueError(f"first ends at {int(first[-1])}, but there are {edges} edges")
 
 
 class _Kernel:
@@ -126,8 +163,7 @@ class _Kernel:
 
         def work(part: tuple[int, int], own: Sequence[Tensor | None]) -> None:
             tensors = [first, *fixed, *order(own)]
-            pointers = [None if x is None else x.data_ptr() for x in tensors]
-            function(len(first) - 1, *part, *pointers)
+            function(len(first) - 1, *part, *map(_pointer, tensors))
 
         if len(ranges) == 1:
             work(ranges[0], scattered)
@@ -138,6 +174,16 @@ class _Kernel:
             None if parts[0] is None else torch.stack([p for p in parts if p is not None]).sum(0)
             for parts in zip(*copies, strict=True)
         ]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    try:
+        return None if tensor is None else tensor.data_ptr()
+    except RuntimeError as error:  # a tensor of torch.func or of is_grads_batched has no memory
+        raise NotImplementedError(
+            "compiled kernels cannot be vectorised over batches of gradients (is_grads_batched, "
+            "torch.func); loop over them, or set the environment variable MLIP_KERNELS=torch"
+        ) from error
 
 
 class _Sum(torch.autograd.Function):
@@ -192,7 +238,10 @@ class _Gradient(torch.autograd.Function):
         first, source, h, harmonics, radial, weights, g = ctx.saved_tensors
         *given, u_weights = cotangents
         if u_weights is not None:
-            raise NotImplementedError("derivatives of the gradient of the weights")
+            raise NotImplementedError(
+                "compiled kernels have no derivative of the gradient of their radial weights; set "
+                "the environment variable MLIP_KERNELS=torch"
+            )
         u = [
             torch.zeros_like(like) if value is None else value.contiguous()
             for value, like in zip(given, (h, harmonics, radial), strict=True)
