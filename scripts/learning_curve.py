@@ -1,11 +1,11 @@
 """Error against training time: Facet-S and NequIP-S, and MACE-small by its own trainer.
 
 Every point is a training of its own whose learning rate schedule ends with its time. How many steps
-fit into a time is told by the difference of two short runs; what is shown is the CPU time that the
-whole run then took on one thread, import, validation and (ours) the test included. MACE is run as
-its documentation says for small data sets (128 scalar channels, two layers, 5 A, batches as ours,
-learning rate 0.01, AMSGrad, moving average, default loss), in single precision as all; its epochs
-are whole.
+or epochs fit into a time is told by the difference of two short runs on the same frames; what is
+shown is the CPU time of the whole run on one thread, validation and report or (ours) test included,
+and for MACE, a process of its own, the import as well. MACE is run as its documentation says for
+small data sets (128 scalar channels, two layers, 5 A, batches as ours, learning rate 0.01, AMSGrad,
+moving average, default loss), in single precision as all; its epochs are whole.
 
     python scripts/learning_curve.py 3bpa mlearn_si --seconds 60 300
     python scripts/learning_curve.py 3bpa --peers .peers     (with the environment peers are in)
@@ -40,7 +40,7 @@ from mlip.training.config import load_config
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "data" / "results" / "learning-curve.json"
 MACE = "mace-small"
-TRIAL_FRAMES = (8, 40)
+TRIAL_FRAMES, TRIAL_EPOCHS = 40, (1, 3)
 VALIDATION = 0.1
 
 
@@ -80,8 +80,19 @@ class Mace:
 
     def seconds_per_frame(self) -> float:
         """What a frame costs in an epoch, its share of the validation included."""
-        taken = [self.run(self.train[:n], 1, f"trial-{n}")[1] for n in TRIAL_FRAMES]
-        return (taken[1] - taken[0]) / (TRIAL_FRAMES[1] - TRIAL_FRAMES[0])
+        frames = self.train[:TRIAL_FRAMES]
+        short, long = (self.run(frames, n, f"trial-{n}")[1] for n in TRIAL_EPOCHS)
+        return (long - short) / (TRIAL_EPOCHS[1] - TRIAL_EPOCHS[0]) / len(frames)
+
+    def versions(self) -> dict[str, str]:
+        """Return those of its environment."""
+        code = (
+            "import json, importlib.metadata as m;"
+            "print(json.dumps({n: m.version(n) for n in ('mace-torch', 'e3nn', 'torch')}))"
+        )
+        command = [self.bin / "python", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
 
     def errors(self, model: Path) -> dict[str, float]:
         """Errors on the test frames, eV and eV/Å."""
@@ -137,6 +148,7 @@ def train_mace(environment: Path, dataset: str, budgets: list[float], known: dic
     """Yield the points of MACE that are not known."""
     with tempfile.TemporaryDirectory() as scratch:
         mace = Mace(environment, dataset, Path(scratch))
+        known["versions"] = mace.versions()
         if "seconds_per_epoch" not in known:
             known["seconds_per_epoch"] = mace.seconds_per_frame() * len(mace.train)
         for budget in budgets:
@@ -148,7 +160,6 @@ def train_mace(environment: Path, dataset: str, budgets: list[float], known: dic
                 f"{budget:g}",
                 {
                     "epochs": epochs,
-                    "training_seconds": round(epochs * known["seconds_per_epoch"], 1),
                     "seconds_in_all": round(seconds, 1),
                     "test": mace.errors(model),
                 },
@@ -157,6 +168,7 @@ def train_mace(environment: Path, dataset: str, budgets: list[float], known: dic
 
 def train_ours(model: str, budgets: list[float], known: dict[str, Any], options: Any) -> Any:
     """Yield the points of one of our models that are not known."""
+    known["versions"] = package_versions()
     if "seconds_per_step" not in known:
         known["seconds_per_step"] = seconds_per_step(model, options)
     for budget in budgets:
@@ -166,9 +178,7 @@ def train_ours(model: str, budgets: list[float], known: dict[str, Any], options:
         with tempfile.TemporaryDirectory() as folder:
             run, seconds = train_for(steps, model, Path(folder) / "run", options)
             kept = {k: v for k, v in record(run, steps, seconds).items() if k != "symmetry_errors"}
-        yield f"{budget:g}", {
-            "training_seconds": round(steps * known["seconds_per_step"], 1), **kept
-        }  # fmt: skip
+        yield f"{budget:g}", kept
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
@@ -208,12 +218,7 @@ def main() -> None:
     keep_freed_memory()
 
     content = json.loads(options.result.read_text()) if options.result.exists() else {}
-    content |= {
-        "command": f"python scripts/learning_curve.py {' '.join(options.datasets)} --seconds "
-        + " ".join(f"{s:g}" for s in options.seconds),
-        "versions": package_versions(),
-        "threads": 1,
-    }
+    content["threads"] = 1
     sets = content.setdefault("datasets", {})
     for budget in options.seconds:  # all short ones first
         for dataset in options.datasets:
@@ -226,7 +231,8 @@ def main() -> None:
                     else train_ours(model, [budget], known, options)
                 )
                 for name, point in points:
-                    known["points"][name] = point
+                    command = f"learning_curve.py {dataset} --models {model} --seconds {name}"
+                    known["points"][name] = {"command": f"python scripts/{command}", **point}
                     with atomic_write(options.result) as temporary:
                         temporary.write_text(json.dumps(content, indent=1) + "\n")
                     print(f"{dataset} {model} {name} s: {point['test']}", flush=True)
