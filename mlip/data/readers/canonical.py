@@ -145,6 +145,9 @@ class Canonicalizer:
         self._force = force_factor(options.force_unit or f"{energy_unit}/A")
         sign = -1.0 if options.stress_sign == "vasp" else 1.0
         self._stress = sign * stress_factor(options.stress_unit or "eV/A^3")
+        explicit = {label: options.keys_of(label) for label in SEARCH}
+        self._searched = {label: _searched(names, label) for label, names in explicit.items()}
+        self._explicit = {label for label, names in explicit.items() if names}
         self.keys: dict[str, str] = {}  # where each label was found
         self._left_out: dict[str, int] = {}
         self._count = 0
@@ -274,7 +277,6 @@ class Canonicalizer:
 
     def _find(self, frame: RawFrame, label: str, place: str) -> tuple[str, Any]:
         """Return (key, value) of a label, ("", None) if the frame does not have it."""
-        explicit = self.options.keys_of(label)
         if label == "energy" and self.options.energy == "corrected":
             for name in CORRECTED_KEYS:
                 if (value := frame.get(name)) is not None:
@@ -283,19 +285,17 @@ class Canonicalizer:
                 f"{place}: corrected energies were asked for, but it has none of "
                 f"{', '.join(CORRECTED_KEYS)}; use data.energy=uncorrected, or the MPtrj JSON"
             )
-        if explicit:
-            for name in explicit:
-                for spelled in (f"calc:{name}", name):
-                    if (value := frame.get(spelled)) is not None:
-                        return spelled, value
-            return "", None
-        for name in SEARCH[label]:
-            if (value := frame.get(name)) is None:
+        results, info, arrays = frame.results, frame.info, frame.arrays
+        for name, plain, is_result in self._searched[label]:
+            value = results.get(plain) if is_result else info.get(plain)
+            if value is None and (is_result or (value := arrays.get(plain)) is None):
                 continue
-            used = self.keys.setdefault(label, _plain(name))
-            if used != _plain(name):
+            if label in self._explicit:
+                return name, value
+            used = self.keys.setdefault(label, plain)
+            if used != plain:
                 raise DataError(
-                    f"{place}: its {label} is under {_plain(name)!r}, that of earlier frames under "
+                    f"{place}: its {label} is under {plain!r}, that of earlier frames under "
                     f"{used!r}; two keys often mean two levels of theory; "
                     f"name one with data.keys.{label}, or make the file uniform"
                 )
@@ -396,6 +396,12 @@ class Canonicalizer:
             if name in all_properties and name not in SEARCH:
                 results.setdefault(name, value)
         atoms.set_constraint(frame.constraints)
+
+
+def _searched(explicit: tuple[str, ...], label: str) -> list[tuple[str, str, bool]]:
+    """Return where a label may be: name, the key in its place, whether that is a result."""
+    names = [s for name in explicit for s in (f"calc:{name}", name)] or SEARCH[label]
+    return [(name, _plain(name), name.startswith("calc:")) for name in names]
 
 
 def _identifier(raw: Mapping[str, Any]) -> str | None:

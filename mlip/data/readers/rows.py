@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -147,6 +148,7 @@ def _entries(data: Mapping[str, Any], place: str, *, keep_all: bool) -> dict[str
     return entries
 
 
+@lru_cache(maxsize=1024)
 def _may_be_label(name: str) -> bool:
     lowered = name.lower()
     return any(word in lowered for word in ("force", "stress", "virial", "magmom"))

@@ -20,7 +20,8 @@ Pair = tuple[int, int, int, float]  # structure, its two atoms, their distance
 
 def find_overlap(frames: Sequence[Frame]) -> Pair | None:
     """Return the closest pair below `MIN_DISTANCE` of the first structure that has one."""
-    periodic = np.array([f.pbc.all() for f in frames])
+    pbc = np.array([f.pbc for f in frames])
+    periodic = np.asarray(pbc.all(axis=1))
     cells = np.array([f.cell for f in frames])
     cells[~periodic] = np.eye(3)
     inverse = np.linalg.inv(cells)
@@ -28,7 +29,7 @@ def find_overlap(frames: Sequence[Frame]) -> Pair | None:
     found = _sorted_search(frames, cells, inverse, heights, periodic)
     # In slabs, wires and very thin cells the nearest image is not the one that rounding finds.
     thin = periodic & (heights.min(axis=1) < 3.0 * MIN_DISTANCE)
-    for k in np.flatnonzero(thin | (np.array([f.pbc.any() for f in frames]) & ~periodic)):
+    for k in np.flatnonzero(thin | (pbc.any(axis=1) & ~periodic)):
         found += _by_neighbor_list(int(k), frames[int(k)])
     return min(found, key=lambda pair: (pair[0], pair[3]), default=None)
 

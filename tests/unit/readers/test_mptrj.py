@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlip.data.readers import read_structures
+from mlip.data.readers import mptrj, read_structures
 from mlip.data.readers.mptrj import _pieces
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
@@ -107,6 +107,25 @@ def test_oxidation_states_and_cartesian_sites(nested, write, crystals):
     np.testing.assert_array_equal(atoms.positions, crystals[0].positions)
 
 
+@pytest.mark.parametrize("species", [{"element": "Na"}, [], [{"occu": 1}], "Na", [["Na", 1]]])
+def test_sites_of_another_layout_are_refused(species, nested, write):
+    first(nested)["structure"]["sites"][1]["species"] = species
+    with pytest.raises(DataError, match=r"mp-0, mp-90-0-0.*(species|sites|site 1)"):
+        list(read_structures(write(nested)))
+
+
+def test_species_are_known_by_their_text(nested, write, crystals, monkeypatch):
+    """However it is spelled, and however many spellings there are."""
+    monkeypatch.setattr(mptrj, "MANY_SPECIES", 2)
+    symbol = str(crystals[0].symbols[0])
+    site = first(nested)["structure"]["sites"][0]
+    for species in ({"occu": 1}, {"occu": 1.0}, {}, {"properties": {"a": [[]]}}):
+        site["species"] = [{**species, "element": symbol}]
+        atoms = next(read_structures(write(nested)))
+        np.testing.assert_array_equal(atoms.numbers, crystals[0].numbers)
+    assert len(mptrj._known) <= 4
+
+
 def test_disordered_sites_are_refused(nested, write):
     site = first(nested)["structure"]["sites"][2]
     for species in ([{"element": "Na", "occu": 0.5}], [{"element": e, "occu": 0.5} for e in "KN"]):
@@ -126,7 +145,10 @@ def test_unknown_elements_are_refused(element, nested, write):
     ("change", "message"),
     [
         ({"force": [[0.0] * 3] * 3}, "'forces' has shape"),
-        ({"force": [[0.0] * 3, [1.0], [0.0] * 3, [0.0] * 3]}, "'forces' is .* not numbers"),
+        (
+            {"force": [[0.0] * 3, [1.0], [0.0] * 3, [0.0] * 3]},
+            r"length 3, got 1 - at `\$\.force\[1\]`",
+        ),
         ({"force": "none"}, "Expected `array | null`"),
         ({"stress": [[1.0]]}, "'stress' has shape"),
         ({"stress": [[1.0], [2.0, 3.0]]}, "stress is ragged"),
@@ -143,7 +165,7 @@ def test_a_fault_is_named_with_file_and_ids(change, message, nested, write):
     with pytest.raises(DataError, match=message) as caught:
         list(read_structures(path))
     assert str(path) in str(caught.value)
-    assert "mp-0" in str(caught.value)
+    assert "mp-0, mp-90-0-0" in str(caught.value)
 
 
 def test_nan_where_it_is_no_label_is_harmless(nested, write):
@@ -215,7 +237,7 @@ def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
 
 MEASURE = """
 import sys
-from mlip.data.readers import read_structures
+from mlip.data.readers import mptrj, read_structures
 
 def anonymous():
     with open("/proc/self/status") as status:

@@ -8,7 +8,9 @@ import pytest
 from mlip.data import read_structures
 from mlip.data.batching import collate_indices
 from mlip.data.readers import expand_paths
+from mlip.data.readers.checks import as_floats
 from mlip.data.store import Store, build
+from mlip.errors import DataError
 from mlip.graph import SCHEMA, AtomGraph, collate
 
 MOLECULAR = ["extxyz", "extxyz REF", "traj", "db", "db data", "json db", "aselmdb", "npz"]
@@ -131,3 +133,11 @@ def test_every_form_makes_the_same_graphs(form, kind, forms, request, tmp_path):
         if name not in ("sample_id", "source"):  # of the store, not of the structure
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12, err_msg=name)
     assert batch.sample_id.tolist() == ([0, 1] * 2 if "per material" in form else [0, 1, 2, 3])
+
+
+def test_numbers_whose_squares_overflow_are_finite():
+    """Finiteness is looked at through a sum of squares first."""
+    for value in ([1e200, -1e300], 1e308):
+        np.testing.assert_array_equal(as_floats(value, None, "x", "here"), value)
+    with pytest.raises(DataError, match=r"here: x\[1\] is nan"):
+        as_floats([1e200, np.nan], None, "x", "here")
