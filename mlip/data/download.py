@@ -108,9 +108,7 @@ PUBLIC: Final[dict[str, PublicData]] = {
             "MatPES, 435,000 structures at PBE and r2SCAN; BSD-3-Clause; Hugging Face mavrl/matpes",
             lambda: hugging_face_files("mavrl/matpes"),
             "*PBE-20*.json.gz",
-            "this version does not read MatPES's own JSON: convert it to extxyz (its stresses are "
-            "in kbar with VASP's sign and order: data.stress_unit=kbar data.stress_sign=vasp "
-            "data.stress_voigt=vasp)",
+            "mlip data convert {file} stores/matpes; mlip train data.train=stores/matpes",
         ),
         PublicData(
             "omol25",

@@ -19,6 +19,7 @@ from ase import Atoms
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
 from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.matpes import read_matpes
 from mlip.data.readers.mptrj import read_mptrj, split_mptrj
 from mlip.data.readers.npz import read_npz
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms, split_aselmdb
@@ -56,6 +57,7 @@ _READERS: Final[dict[str, Reader]] = {
     "extxyz": lambda path, _: read_extxyz(path),
     "aselmdb": lambda path, o: read_aselmdb(path, keep_all=o.keep_info),
     "mptrj": lambda path, _: read_mptrj(path),
+    "matpes": lambda path, _: read_matpes(path),
     "npz": lambda path, o: read_npz(path, energy_unit=o.energy_unit, force_unit=o.force_unit),
     "db": lambda path, o: read_sqlite(path, keep_all=o.keep_info),
     "json": lambda path, o: read_json_db(path, keep_all=o.keep_info),
@@ -78,6 +80,7 @@ _PARTS: Final[dict[str, Callable[[Path, Span], Iterator[RawFrame]]]] = {
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
 _OWN_UNITS: Final[dict[str, tuple[str, str]]] = {
     "mptrj": ("kbar", "vasp"),
+    "matpes": ("kbar", "vasp"),
     "vasp-xml": ("kbar", "vasp"),
     "vasp-out": ("kbar", "vasp"),
 }

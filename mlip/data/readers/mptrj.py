@@ -13,26 +13,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic
 
 import msgspec
 import numpy as np
-from ase.data import atomic_numbers
-from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import RawFrame
 from mlip.data.readers.collector import no_collector
+from mlip.data.readers.pymatgen_json import (
+    S,
+    Site,
+    Structure,
+    UnusualSite,
+    Vector,
+    geometry,
+    kbar_of_vasp,
+    vectors,
+)
 from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
-from mlip.units import stress_factor
 
 CHUNK: Final = 1024**2  # bytes; larger blocks go back to the kernel after every use
 MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
-MANY_SPECIES: Final = 10_000  # a file has some 90
-KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 
 # A value ends and a new key follows: the end of a material wherever the braces are balanced.
 _BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
@@ -40,65 +45,26 @@ _MAY_END: Final = b"}{ \t\r\n"  # before the last brace of a material; a frame e
 _OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _FRAME_ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")  # task, calculation, ionic step
-_ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
 
 
-class _Species(msgspec.Struct, gc=False):
-    element: str
-    occu: float = 1.0
-
-
-_Vector = tuple[float, float, float]
-_Raw = msgspec.Raw  # undecoded
-
-
-class _Site(msgspec.Struct, gc=False):
-    """A site as the published file has it; what differs is a `_UnusualSite`, at half the speed."""
-
-    species: _Raw  # text of a list of one: few differ, so they are looked up
-    abc: _Vector
-
-
-class _UnusualSite(msgspec.Struct, gc=False):
-    species: list[_Species]
-    abc: _Vector | None = None
-    xyz: _Vector | None = None
-
-
-_S = TypeVar("_S", _Site, _UnusualSite)
-_Sites = list[_Site] | list[_UnusualSite]
-
-
-class _Lattice(msgspec.Struct, gc=False):
-    matrix: list[_Vector]
-    pbc: tuple[bool, bool, bool] = (True, True, True)
-
-
-class _Structure(msgspec.Struct, Generic[_S], gc=False):
-    lattice: _Lattice
-    sites: list[_S]
-
-
-class _Frame(msgspec.Struct, Generic[_S], gc=False):
-    structure: _Structure[_S]
+class _Frame(msgspec.Struct, Generic[S], gc=False):
+    structure: Structure[S]
     uncorrected_total_energy: float | None = None
     corrected_total_energy: float | None = None
     energy_per_atom: float | None = None
     ef_per_atom: float | None = None
     e_per_atom_relaxed: float | None = None
     ef_per_atom_relaxed: float | None = None
-    force: list[_Vector] | None = None
+    force: list[Vector] | None = None
     stress: list[list[float]] | None = None
     magmom: list[float | None] | None = None
     bandgap: float | None = None
 
 
-_Material = dict[str, _Frame[_Site]] | dict[str, _Frame[_UnusualSite]]
-_Unusual = dict[str, _Frame[_UnusualSite]]
-_DECODER: Final = msgspec.json.Decoder(dict[str, _Frame[_Site]])
+_Material = dict[str, _Frame[Site]] | dict[str, _Frame[UnusualSite]]
+_Unusual = dict[str, _Frame[UnusualSite]]
+_DECODER: Final = msgspec.json.Decoder(dict[str, _Frame[Site]])
 _UNUSUAL: Final = msgspec.json.Decoder(_Unusual)
-_SPECIES: Final = msgspec.json.Decoder(list[_Species])
-_known: dict[bytes, int] = {}  # atomic numbers of species, by their text
 _SCALARS: Final = tuple(
     name
     for name in _Frame.__struct_fields__
@@ -247,7 +213,7 @@ def _decode(text: memoryview, place: str) -> _Material:
     frames = {}
     for frame_id, frame in material.items():
         try:
-            frames[frame_id] = msgspec.convert(frame, _Frame[_UnusualSite])
+            frames[frame_id] = msgspec.convert(frame, _Frame[UnusualSite])
         except msgspec.ValidationError as error:
             raise DataError(f"{place}, {frame_id}: {error}; {_NOT_THE_LAYOUT}") from None
     return frames
@@ -257,21 +223,14 @@ _NOT_THE_LAYOUT: Final = "this is not the MPtrj layout, correct it"
 
 
 def _raw_frame(
-    path: Path, mp_id: str, frame_id: str, frame: _Frame[_Site] | _Frame[_UnusualSite]
+    path: Path, mp_id: str, frame_id: str, frame: _Frame[Site] | _Frame[UnusualSite]
 ) -> RawFrame:
     where = f"{mp_id}, {frame_id}"
-    sites = frame.structure.sites
-    matrix = np.array(frame.structure.lattice.matrix, dtype=np.float64)
-    fractional = [site.abc for site in sites if site.abc is not None]
-    if len(fractional) == len(sites):
-        positions = _vectors(fractional) @ matrix
-    else:
-        unusual = cast("list[_UnusualSite]", sites)
-        positions = np.array([site.xyz for site in unusual], dtype=np.float64)
+    place = f"{path}: {where}"
     results: dict[str, Any] = {
         "energy": frame.uncorrected_total_energy,
-        "forces": None if frame.force is None else _vectors(frame.force),
-        "stress": _stress(frame.stress, f"{path}: {where}"),
+        "forces": None if frame.force is None else vectors(frame.force),
+        "stress": kbar_of_vasp(frame.stress, place),
     }
     if frame.magmom:
         results["magmoms"] = np.array(frame.magmom, dtype=np.float64)  # NaN for None
@@ -280,70 +239,8 @@ def _raw_frame(
     if parts := _FRAME_ID.fullmatch(frame_id):  # as the other packagings of MPtrj have it
         info.update(task_id=parts[1], calc_id=int(parts[2]), ionic_step=int(parts[3]))
     return RawFrame(
-        numbers=_atomic_numbers(sites, f"{path}: {where}"),
-        positions=positions,
-        cell=matrix,
-        pbc=frame.structure.lattice.pbc,
+        **geometry(frame.structure, place),
         results={k: v for k, v in results.items() if v is not None},
         info={k: v for k, v in info.items() if v is not None},
         where=where,
     )
-
-
-def _vectors(rows: Sequence[_Vector]) -> NDArray[np.float64]:
-    return np.fromiter(chain.from_iterable(rows), np.float64, 3 * len(rows)).reshape(-1, 3)
-
-
-def _atomic_numbers(sites: _Sites, place: str) -> NDArray[np.int64]:
-    try:
-        numbers = [_known[bytes(site.species)] for site in sites]  # type: ignore[arg-type]
-    except (KeyError, TypeError):
-        # Something is new or unusual: look closely, and say at which site.
-        numbers = [_number_at(site, f"{place}: site {i}") for i, site in enumerate(sites)]
-    return np.array(numbers, dtype=np.int64)
-
-
-def _number_at(site: _Site | _UnusualSite, place: str) -> int:
-    if isinstance(site, _UnusualSite):
-        return _atomic_number(site.species, place)
-    text = bytes(site.species)
-    if (number := _known.get(text)) is None:
-        try:
-            number = _atomic_number(_SPECIES.decode(text), place)
-        except msgspec.ValidationError as error:
-            raise DataError(f"{place}: species: {error}; {_NOT_THE_LAYOUT}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CorruptDataError(
-                f"{place}: is damaged ({error}); copy or download the file again"
-            ) from None
-        if len(_known) > MANY_SPECIES:
-            _known.clear()
-        _known[text] = number
-    return number
-
-
-def _atomic_number(species: list[_Species], place: str) -> int:
-    if len(species) != 1 or abs(species[0].occu - 1.0) > 1e-6:
-        occupation = ", ".join(f"{s.element} {s.occu:g}" for s in species)
-        raise DataError(
-            f"{place} is disordered ({occupation}); a training structure has one whole element on "
-            "every site; remove this frame"
-        )
-    element = species[0].element
-    if (number := atomic_numbers.get(element)) is not None:
-        return number
-    symbol = _ELEMENT.match(element)
-    number = atomic_numbers.get(symbol.group()) if symbol else None
-    if number is None:
-        raise DataError(f"{place} holds {element!r}, which is no element; correct or remove it")
-    return number
-
-
-def _stress(stress: list[list[float]] | None, place: str) -> NDArray[np.float64] | None:
-    """Convert VASP's kbar, compression positive, to eV/Å³ in ASE's sign."""
-    if stress is None:
-        return None
-    try:
-        return np.array(stress, dtype=np.float64) * KBAR_VASP
-    except ValueError:
-        raise DataError(f"{place}: its stress is ragged; expected 3x3 numbers in kbar") from None

@@ -19,7 +19,7 @@ from mlip.data.readers.streams import COMPRESSED, open_bytes
 from mlip.errors import ConfigError, DataError
 
 FORMATS: Final = (
-    *("extxyz", "aselmdb", "mptrj", "npz", "db", "json", "traj"),
+    *("extxyz", "aselmdb", "mptrj", "matpes", "npz", "db", "json", "traj"),
     *("vasp-xml", "vasp-out", "vasp", "cif"),
 )
 ALIASES: Final = {"xyz": "extxyz", "omol25": "aselmdb", "poscar": "vasp", "vasprun": "vasp-xml"}
@@ -43,10 +43,11 @@ _NAMES: Final = (
     (re.compile(r"(.*[._-])?vasprun([._-].*)?\.xml"), "vasp-xml"),
     (re.compile(r"(.*[._-])?(POSCAR|CONTCAR)([._-].*)?"), "vasp"),
 )
-_COMPRESSIBLE: Final = ("extxyz", "mptrj")
+_COMPRESSIBLE: Final = ("extxyz", "mptrj", "matpes")
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/")
 _JSON_DB: Final = re.compile(rb'^\s*\{\s*"(\d+"\s*:\s*\{|ids"\s*:\s*\[|nextid")')
 _JSON_MPTRJ: Final = re.compile(rb'^\s*\{\s*"[^"]*"\s*:\s*\{\s*"[^"]*"\s*:\s*\{')
+_JSON_MATPES: Final = re.compile(rb'^\s*\[?\s*\{.*"matpes_id"\s*:', re.DOTALL)
 _MPTRJ_FIELDS: Final = re.compile(
     rb'"(structure|uncorrected_total_energy|corrected_total_energy|energy_per_atom|mp_id)"\s*:'
 )
@@ -179,10 +180,12 @@ def _guess(path: Path) -> str | None:
     for pattern, found in _NAMES:
         if pattern.fullmatch(name):
             return found
-    if suffix not in ("", ".json", ".txt", ".dat", ".sqlite"):
+    if suffix not in ("", ".json", ".jsonl", ".txt", ".dat", ".sqlite"):
         return None
     with open_bytes(path) as stream:
-        head = stream.read(1024**2 if suffix == ".json" else 4096)
+        head = stream.read(1024**2 if suffix in (".json", ".jsonl") else 4096)
+    if suffix in (".json", ".jsonl") and _JSON_MATPES.match(head):
+        return "matpes"
     if suffix == ".json":
         if _JSON_DB.match(head):
             return "json"

@@ -172,6 +172,41 @@ def nest(frames: list[Atoms]) -> dict:
     return materials
 
 
+def records(frames: list[Atoms]) -> list[dict]:
+    """The records of MatPES in the units and with the layout of the published file."""
+    out = []
+    for atoms in frames:
+        results = atoms.calc.results if atoms.calc else {}
+        structure = mptrj_record(atoms)["structure"]
+        for site, moment in zip(structure["sites"], results.get("magmoms", ()), strict=False):
+            site["properties"]["magmom"] = moment
+        info = atoms.info
+        record = {
+            "builder_meta": {"license": "BSD {3}", "pymatgen_version": "2025.1.24"},
+            "nsites": len(atoms),
+            "elements": sorted(set(atoms.symbols)),
+            "structure": structure,
+            "energy": results.get("energy"),
+            "matpes_id": f"{info['task_id']}-{info['calc_id']}-{info['ionic_step']}",
+            "bandgap": 0.5,
+            "functional": "PBE",
+            "formation_energy_per_atom": None,
+            "provenance": {"original_mp_id": info["mp_id"], "md_step": 93},
+        }
+        if "forces" in results:
+            record["forces"] = results["forces"].tolist()
+        if "stress" in results:
+            record["stress"] = (results["stress"] * KBAR).tolist()
+        out.append(record)
+    return out
+
+
+@pytest.fixture
+def to_matpes() -> Callable[[list[Atoms]], list[dict]]:
+    """List structures as MatPES does."""
+    return records
+
+
 @pytest.fixture
 def to_mptrj() -> Callable[[list[Atoms]], dict]:
     """Nest structures as MPtrj does: {mp_id: {frame_id: record}}."""
@@ -258,4 +293,8 @@ def forms(tmp_path: Path, write_rows) -> dict[str, Callable[[list[Atoms]], Path]
         "aselmdb": form("data0000.aselmdb", lambda p, f: write_rows(p, f)),
         "npz": form("molecule.npz", _write_npz),
         "mptrj": form("mptrj.json", lambda p, f: p.write_text(json.dumps(nest(f)))),
+        "matpes": form("matpes.json", lambda p, f: p.write_text(json.dumps(records(f)))),
+        "matpes lines": form(
+            "matpes.jsonl", lambda p, f: p.write_text("\n".join(map(json.dumps, records(f))))
+        ),
     }

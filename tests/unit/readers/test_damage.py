@@ -16,6 +16,7 @@ from mlip.data.readers import read_structures
 from mlip.errors import CorruptDataError, DataError, MLIPError
 
 MOLECULAR = ["extxyz", "traj", "db", "db data", "json db", "aselmdb", "npz"]
+CRYSTAL = ["mptrj", "matpes", "matpes lines"]
 
 
 def complaint(path: Path) -> str | None:
@@ -42,9 +43,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # ASE leaves a damaged trajectory open
-@pytest.mark.parametrize("form", [*MOLECULAR, "mptrj"])
+@pytest.mark.parametrize("form", [*MOLECULAR, *CRYSTAL])
 def test_damage_is_one_named_error(form, forms, molecules, crystals):
-    path = forms[form](crystals if form == "mptrj" else molecules)
+    path = forms[form](crystals if form in CRYSTAL else molecules)
     data, rng = path.read_bytes(), random.Random(form)
     refused = 0
     for _ in range(150):
@@ -56,9 +57,9 @@ def test_damage_is_one_named_error(form, forms, molecules, crystals):
     assert refused > 20
 
 
-@pytest.mark.parametrize("form", [*MOLECULAR, "mptrj"])
+@pytest.mark.parametrize("form", [*MOLECULAR, *CRYSTAL])
 def test_a_cut_file_is_refused_or_ends_between_frames(form, forms, molecules, crystals):
-    frames = crystals if form == "mptrj" else molecules
+    frames = crystals if form in CRYSTAL else molecules
     path = forms[form](frames)
     data, rng = path.read_bytes(), random.Random(form)
     refused = 0
@@ -66,7 +67,7 @@ def test_a_cut_file_is_refused_or_ends_between_frames(form, forms, molecules, cr
         path.write_bytes(data[: rng.randrange(len(data))])
         message = complaint(path)
         if message is None:
-            assert form == "extxyz"  # text has no length of its own
+            assert form in ("extxyz", "matpes lines")  # text has no length of its own
             assert len(list(read_structures(path))) < len(frames)
         else:
             refused += 1
@@ -75,11 +76,11 @@ def test_a_cut_file_is_refused_or_ends_between_frames(form, forms, molecules, cr
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("form", [*MOLECULAR, "mptrj"])
+@pytest.mark.parametrize("form", [*MOLECULAR, *CRYSTAL])
 def test_the_doctor_survives_damage_and_says_where_reading_ended(
     form, forms, molecules, crystals, monkeypatch
 ):
-    path = forms[form](crystals if form == "mptrj" else molecules)
+    path = forms[form](crystals if form in CRYSTAL else molecules)
     sound = examine([path])
     assert sound.census.total == sound.census.parts[0].usable > 0
     assert not {"unreadable", "refused", "not-finite"} & {f.kind for f in sound.findings}

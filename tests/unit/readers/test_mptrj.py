@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlip.data.readers import mptrj, read_structures
+from mlip.data.readers import pymatgen_json, read_structures
 from mlip.data.readers.mptrj import _pieces
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
@@ -116,14 +116,14 @@ def test_sites_of_another_layout_are_refused(species, nested, write):
 
 def test_species_are_known_by_their_text(nested, write, crystals, monkeypatch):
     """However it is spelled, and however many spellings there are."""
-    monkeypatch.setattr(mptrj, "MANY_SPECIES", 2)
+    monkeypatch.setattr(pymatgen_json, "MANY_SPECIES", 2)
     symbol = str(crystals[0].symbols[0])
     site = first(nested)["structure"]["sites"][0]
     for species in ({"occu": 1}, {"occu": 1.0}, {}, {"properties": {"a": [[]]}}):
         site["species"] = [{**species, "element": symbol}]
         atoms = next(read_structures(write(nested)))
         np.testing.assert_array_equal(atoms.numbers, crystals[0].numbers)
-    assert len(mptrj._known) <= 4
+    assert len(pymatgen_json._known) <= 4
 
 
 def test_disordered_sites_are_refused(nested, write):
@@ -237,7 +237,7 @@ def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
 
 MEASURE = """
 import sys
-from mlip.data.readers import mptrj, read_structures
+from mlip.data.readers import pymatgen_json, read_structures
 
 def anonymous():
     with open("/proc/self/status") as status:

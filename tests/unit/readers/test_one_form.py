@@ -16,7 +16,7 @@ from mlip.graph import SCHEMA, AtomGraph, collate
 MOLECULAR = ["extxyz", "extxyz REF", "traj", "db", "db data", "json db", "aselmdb", "npz"]
 CRYSTAL = [
     *["extxyz", "extxyz REF", "extxyz matbench", "extxyz per material"],
-    *["traj", "db", "db data", "json db", "aselmdb", "mptrj"],
+    *["traj", "db", "db data", "json db", "aselmdb", "mptrj", "matpes", "matpes lines"],
 ]
 
 
@@ -84,14 +84,14 @@ def test_missing_labels_stay_missing(form, forms, crystals):
         assert set(atoms.calc.results) == {"energy", "forces"}
 
 
-@pytest.mark.parametrize("form", ["extxyz", "traj", "db", "json db", "aselmdb", "mptrj"])
+@pytest.mark.parametrize("form", ["extxyz", "traj", "db", "json db", "aselmdb", "mptrj", "matpes"])
 def test_no_labels_no_calculator(form, forms, crystals):
     for atoms in crystals:
         atoms.calc = None
     assert [a.calc for a in read_structures(forms[form](crystals))] == [None] * 4
 
 
-@pytest.mark.parametrize("form", ["extxyz", "traj", "db", "json db", "mptrj", "aselmdb"])
+@pytest.mark.parametrize("form", ["extxyz", "traj", "db", "json db", "mptrj", "matpes", "aselmdb"])
 @pytest.mark.parametrize(
     ("label", "spoil", "named"),
     [

@@ -1,0 +1,160 @@
+"""Structures as pymatgen writes them in JSON, decoded with msgspec into exactly what is needed.
+
+pymatgen's own decoder is not used: it imports whatever module a file names, and takes a hundred
+times as long. MPtrj and MatPES hold such structures; what they hold beside is theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final, Generic, TypeVar, cast
+
+import msgspec
+import numpy as np
+from ase.data import atomic_numbers
+from numpy.typing import NDArray
+
+from mlip.errors import CorruptDataError, DataError
+from mlip.units import stress_factor
+
+KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
+MANY_SPECIES: Final = 10_000  # a file has some 90
+Vector = tuple[float, float, float]
+_ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
+
+
+class Species(msgspec.Struct, gc=False):
+    """An element on a site."""
+
+    element: str
+    occu: float = 1.0
+
+
+class Properties(msgspec.Struct, gc=False):
+    """What a site has beside its place."""
+
+    magmom: Any = None
+
+
+class Site(msgspec.Struct, gc=False):
+    """A site as published files have it; what differs is an `UnusualSite`, at half the speed."""
+
+    species: msgspec.Raw  # text of a list of one: few differ, so they are looked up
+    abc: Vector
+
+
+class UnusualSite(msgspec.Struct, gc=False):
+    """A site in any of pymatgen's forms."""
+
+    species: list[Species]
+    abc: Vector | None = None
+    xyz: Vector | None = None
+    properties: Properties | None = None
+
+
+S = TypeVar("S", bound=Site | UnusualSite)
+
+
+class Lattice(msgspec.Struct, gc=False):
+    """Lattice vectors as rows, Å."""
+
+    matrix: list[Vector]
+    pbc: tuple[bool, bool, bool] = (True, True, True)
+
+
+class Structure(msgspec.Struct, Generic[S], gc=False):
+    """A crystal."""
+
+    lattice: Lattice
+    sites: list[S]
+
+
+_SPECIES: Final = msgspec.json.Decoder(list[Species])
+_known: dict[bytes, int] = {}  # atomic numbers of species, by their text
+
+
+def geometry(structure: Structure[Any], place: str) -> dict[str, Any]:
+    """Return numbers (N,), positions (N, 3) in Å, cell (3, 3) and pbc, as a `RawFrame` has them.
+
+    Raises:
+        DataError: a site is disordered or holds no element.
+        CorruptDataError: the text of a site is damaged.
+    """
+    sites = structure.sites
+    matrix = np.array(structure.lattice.matrix, dtype=np.float64)
+    fractional = [site.abc for site in sites if site.abc is not None]
+    if len(fractional) == len(sites):
+        positions = vectors(fractional) @ matrix
+    else:
+        positions = np.array([site.xyz for site in sites], dtype=np.float64)
+    return {
+        "numbers": _atomic_numbers(sites, place),
+        "positions": positions,
+        "cell": matrix,
+        "pbc": structure.lattice.pbc,
+    }
+
+
+def vectors(rows: Sequence[Vector]) -> NDArray[np.float64]:
+    """Return (N, 3)."""
+    return np.fromiter(chain.from_iterable(rows), np.float64, 3 * len(rows)).reshape(-1, 3)
+
+
+def kbar_of_vasp(stress: Any, place: str) -> NDArray[np.float64] | None:
+    """Convert kbar, compression positive, to eV/Å³ in ASE's sign, whatever the shape.
+
+    Raises:
+        DataError: it is no array.
+    """
+    if stress is None:
+        return None
+    try:
+        return np.array(stress, dtype=np.float64) * KBAR_VASP
+    except ValueError:
+        raise DataError(f"{place}: its stress is ragged; expected 3x3 numbers in kbar") from None
+
+
+def _atomic_numbers(sites: list[Any], place: str) -> NDArray[np.int64]:
+    try:
+        numbers = [_known[bytes(site.species)] for site in sites]
+    except (KeyError, TypeError):  # something is new or unusual: look closely, and say where
+        numbers = [_number_at(site, f"{place}: site {i}") for i, site in enumerate(sites)]
+    return np.array(numbers, dtype=np.int64)
+
+
+def _number_at(site: Site | UnusualSite, place: str) -> int:
+    if isinstance(site, UnusualSite):
+        return _atomic_number(site.species, place)
+    text = bytes(cast(Any, site.species))
+    if (number := _known.get(text)) is None:
+        try:
+            number = _atomic_number(_SPECIES.decode(text), place)
+        except msgspec.ValidationError as error:
+            raise DataError(f"{place}: species: {error}; correct the file") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CorruptDataError(
+                f"{place}: is damaged ({error}); copy or download the file again"
+            ) from None
+        if len(_known) > MANY_SPECIES:
+            _known.clear()
+        _known[text] = number
+    return number
+
+
+def _atomic_number(species: list[Species], place: str) -> int:
+    if len(species) != 1 or abs(species[0].occu - 1.0) > 1e-6:
+        occupation = ", ".join(f"{s.element} {s.occu:g}" for s in species)
+        raise DataError(
+            f"{place} is disordered ({occupation}); a training structure has one whole element on "
+            "every site; remove this frame"
+        )
+    element = species[0].element
+    if (number := atomic_numbers.get(element)) is not None:
+        return number
+    symbol = _ELEMENT.match(element)
+    number = atomic_numbers.get(symbol.group()) if symbol else None
+    if number is None:
+        raise DataError(f"{place} holds {element!r}, which is no element; correct or remove it")
+    return number
