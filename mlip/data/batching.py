@@ -135,12 +135,16 @@ class GraphLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""
-        return {"epoch": self.epoch, "done": self.done}
+        return {"epoch": self.epoch, "done": self.done, "world_size": self.world_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`: the next pass leaves out what was already given."""
+        """Continue from `state`: the next pass leaves out what was already given.
+
+        With another number of processes up to one batch of each is given again.
+        """
         self.start_epoch(int(state["epoch"]))
-        self._skip = self.done = int(state["done"])
+        given = int(state["done"]) * int(state.get("world_size", 1))
+        self._skip = self.done = given // self.world_size
 
     def start_epoch(self, epoch: int) -> None:
         """Make the next pass that of `epoch`, from its beginning."""

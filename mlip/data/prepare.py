@@ -73,7 +73,9 @@ class PreparedData:
         """Structures of a part."""
         return len(self.parts[part][1])
 
-    def loader(self, part: str, *, seed: int = 0) -> GraphLoader | None:
+    def loader(
+        self, part: str, *, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> GraphLoader | None:
         """Return the loader of a part (shuffled for train), or None if the part is empty."""
         store, indices = self.parts[part]
         if len(indices) == 0:
@@ -87,6 +89,8 @@ class PreparedData:
             shuffle=part == "train",
             num_workers=auto_workers(self.num_workers, len(indices)),
             repeats=_repeats(self.sources, store, indices) if part == "train" else None,
+            rank=rank,
+            world_size=world_size,
         )
 
     def split_record(self) -> dict[str, Any]:

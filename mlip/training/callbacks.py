@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 
 from mlip.data.batching import GraphLoader
 from mlip.quantities import MILLI, QUANTITIES
 from mlip.training.module import Limits
+from mlip.training.processes import largest, summed, world_size
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 log = logging.getLogger("mlip")
@@ -68,6 +70,7 @@ class RunLimits(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; from now on the first signal asks for an end, the second forces it."""
         self.limits.started = time.monotonic()
+        self._agree(trainer)
         for number in SIGNALS:
             try:
                 signal.signal(number, self._remember)
@@ -92,6 +95,7 @@ class RunLimits(L.Callback):
         After the last step of an epoch a signal waits for validation: a checkpoint from here would
         be continued without it.
         """
+        self._agree(trainer)
         if self._reached(trainer.global_step, self.limits.elapsed()):
             trainer.should_stop = True  # asked for here, so that a last validation runs
         if self.signal is not None and not (trainer.is_last_batch or trainer.should_stop):
@@ -103,9 +107,10 @@ class RunLimits(L.Callback):
         """Leave a validation pass; the resumed run does it again from its beginning.
 
         The one pass that is finished first is that after a limit of steps or time: a resumed run
-        has nothing left to train and would not come by here again.
+        has nothing left to train and would not come by here again. Several processes finish it too,
+        for here they have not agreed on leaving.
         """
-        if self.signal is None or trainer.should_stop:
+        if self.signal is None or trainer.should_stop or world_size() > 1:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WarmEMA):
@@ -118,8 +123,17 @@ class RunLimits(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave between two epochs."""
+        self._agree(trainer)
         if self.signal is not None:
             self._save_and_leave(trainer)
+
+    def _agree(self, trainer: L.Trainer) -> None:
+        """Go by the clock of the first process, and leave if one of them has been asked to."""
+        if world_size() == 1:
+            return
+        first = self.limits.own_clock() if trainer.is_global_zero else 0.0
+        self.limits.agreed, number = largest([first, float(self.signal or 0)])
+        self.signal = int(number) or None
 
     def _tell_length(self, trainer: L.Trainer) -> None:
         batches = len(self.loader)
@@ -235,6 +249,9 @@ class EpochLog(L.Callback):
         seconds = time.perf_counter() - self._start
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         values |= pl_module.collected("train")  # type: ignore[operator]  not logged yet
+        (atoms,) = summed([torch.tensor(self._atoms)])
+        if not trainer.is_global_zero:
+            return
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -242,7 +259,7 @@ class EpochLog(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "time/epoch_s": round(seconds, 3),
             "time/data_s": round(self._data, 3),
-            "data/atoms_per_s": round(self._atoms / seconds, 1),
+            "data/atoms_per_s": round(float(atoms) / seconds, 1),
         }
         new = not self.path.exists()
         with self.path.open("a", newline="") as handle:

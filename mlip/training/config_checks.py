@@ -43,6 +43,7 @@ _POSITIVE = Number("a positive number", above=True)
 _NOT_NEGATIVE = Number("a positive number or 0")
 _FRACTION = Number("a fraction from 0 to below 1", high=1.0)
 _COUNT = Number("a positive whole number or null", low=1, whole=True, other=(None,))
+_SOME = Number("a whole number, 1 or more", low=1, whole=True)
 NUMBERS = {
     "seed": Number("a whole number from 0", whole=True),
     "ema.decay": _FRACTION,
@@ -63,6 +64,8 @@ NUMBERS = {
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "scheduler.warmup": _FRACTION,
     "scheduler.final": Number("a fraction from 0 to 1", high=math.nextafter(1.0, 2.0)),
+    "trainer.devices": _SOME,
+    "trainer.num_nodes": _SOME,
     "trainer.max_epochs": _COUNT,
     "trainer.max_steps": _COUNT,
     "trainer.num_threads": _COUNT,
@@ -94,10 +97,6 @@ def check_config(config: Config) -> None:
     trainer["max_time"] = parse_duration(trainer["max_time"])
     if trainer["max_epochs"] is None and trainer["max_steps"] is None and not trainer["max_time"]:
         raise ConfigError("give one of trainer.max_epochs, max_steps, max_time")
-    if trainer["devices"] != 1:
-        raise ConfigError(
-            f"trainer.devices={trainer['devices']!r}: this version trains on one device; leave it 1"
-        )
     for key, words in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
         if trainer[key] not in words:
             raise ConfigError(f"trainer.{key}={trainer[key]!r} must be one of {', '.join(words)}")

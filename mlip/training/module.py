@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning as L  # noqa: N812  Lightning's own name for itself
@@ -21,8 +21,10 @@ from mlip.symmetry import random_rotations, rotated
 from mlip.training.loss import HuberLoss, LossTotal
 from mlip.training.objectives import LatentEquivariance, Standard
 from mlip.training.optimizers import make_optimizer
+from mlip.training.processes import SharedLoss, summed
 
 log = logging.getLogger("mlip")
+LABELS = ("energy", "forces", "stress")
 MAX_BAD_STEPS = 3
 # Beside the errors on turned structures: those as given, and the change that turning makes.
 SYMMETRY_COLUMNS = (
@@ -40,9 +42,14 @@ class Limits:
     max_time: float | None  # s
     started: float = 0.0
     spent: float = 0.0  # s, in earlier sessions of a resumed run
+    agreed: float | None = None  # s, by the clock that several processes share
 
     def elapsed(self) -> float:
         """Seconds of training, earlier sessions included."""
+        return self.own_clock() if self.agreed is None else self.agreed
+
+    def own_clock(self) -> float:
+        """Seconds by the clock of this process."""
         return self.spent + (time.monotonic() - self.started if self.started else 0.0)
 
     def progress(self, step: int, steps_per_epoch: int) -> float:
@@ -83,6 +90,7 @@ class PotentialModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.potential, self.loss, self.objective = potential, loss, objective
+        self.shared_loss = SharedLoss(**asdict(loss))
         self.optimizer_options, self.scheduler_options = optimizer, scheduler
         self.limits, self.steps_per_epoch, self.seed = limits, steps_per_epoch, seed
         self.sources = tuple(sources)  # whose errors are also logged apart
@@ -99,10 +107,11 @@ class PotentialModule(L.LightningModule):
 
     def training_step(self, batch: AtomGraph, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # no generator state to restore
+        # no generator state to restore; processes draw different numbers for different structures
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
         self.last_batch = batch
         progress = self.limits.progress(self.global_step, self.steps_per_epoch)
-        lesson = self.objective(self.potential, batch, self.loss, progress)
+        lesson = self.objective(self.potential, batch, self.shared_loss, progress)
         if bool(torch.isfinite(lesson.loss.detach())):  # else skipped: it must not spoil the means
             self._add("train", lesson.sums, lesson.prediction, lesson.graph)
             for name, value in lesson.monitors.items():
@@ -180,18 +189,34 @@ class PotentialModule(L.LightningModule):
         }
 
     def collected(self, part: str) -> dict[str, float]:
-        """Return loss and errors accumulated since the last reset."""
-        total = self._totals[part]
+        """Return loss and errors of all processes since the last reset; all must call it."""
+        nothing = torch.zeros(2)
+        own = {f"loss {k}": self._totals[part].sums.get(k, nothing) for k in LABELS}
+        own |= {f"errors {k}": e.state() for k, e in self._accumulated(part).items()}
+        for name in self.objective.monitors if part == "train" else ():
+            values = self._monitors.get(name, [])
+            own[name] = torch.tensor([float(sum(values)), len(values)], dtype=torch.float64)
+        shared = dict(zip(own, summed(list(own.values())), strict=True))
+
+        total = LossTotal(self.loss)
+        total.add({k: v for k in LABELS if (v := shared[f"loss {k}"])[1] > 0})
         out = {f"{part}/loss": total.mean()} if total.sums else {}
-        if part == "train":
-            for name, values in self._monitors.items():
-                out[f"train/{name}"] = float(torch.stack(values).mean())
-        for errors in (self._errors[part], self._by_source[part]):
-            out |= {f"{part}/{k}": v for k, v in errors.compute().items()}
+        for name in self.objective.monitors if part == "train" else ():
+            value, count = shared[name].tolist()
+            if count:
+                out[f"train/{name}"] = value / count
+        for name in self._accumulated(part):
+            merged = ErrorSums()
+            merged.load(shared[f"errors {name}"])
+            out |= {f"{part}/{name}{k}": v for k, v in merged.compute().items()}
+        return out
+
+    def _accumulated(self, part: str) -> dict[str, ErrorSums]:
+        """Return errors by what their names begin with."""
+        out = {"": self._errors[part]}
+        out |= {f"{source}/": errors for source, errors in self._by_source[part].sums.items()}
         if part == "val" and self.potential.symmetry == "none":
-            found = {name: errors.compute() for name, errors in self._symmetry.items()}
-            out |= {f"val/{column}": found[a][b] for column in SYMMETRY_COLUMNS
-                    for a, b in [column.split("_", 1)] if b in found[a]}  # fmt: skip
+            out |= {f"{name}_": errors for name, errors in self._symmetry.items()}
         return out
 
     def _factor(self, step: int) -> float:

@@ -37,6 +37,7 @@ from mlip.training.held_out import evaluate_held_out, source_columns
 from mlip.training.loss import HuberLoss
 from mlip.training.module import SYMMETRY_COLUMNS, Limits, PotentialModule
 from mlip.training.objectives import make_objective
+from mlip.training.processes import AveragedGradients, number_of, rank_of, tell_folder
 from mlip.training.run_folder import (
     choose_folder,
     claim_folder,
@@ -79,7 +80,10 @@ def train(
     if threads := config["trainer"]["num_threads"]:
         torch.set_num_threads(int(threads))
     weights = {label: config["loss"][f"{label}_weight"] for label in LABELS}
-    out_dir, checkpoint = choose_folder(config)
+    rank = rank_of(config["trainer"])
+    if rank > 0:
+        log.setLevel(logging.WARNING)  # the first process says it
+    out_dir, checkpoint = choose_folder(config, rank)
     _accelerator(config["trainer"]["accelerator"])
     if config["logger"]["name"] == "tensorboard" and find_spec("tensorboard") is None:
         raise ConfigError("logger=tensorboard needs: pip install 'mlip-trainer[tensorboard]'")
@@ -91,7 +95,10 @@ def train(
     if checkpoint is not None:
         require_same_run(config, data, checkpoint)
 
+    if rank > 0:
+        return _train(config, data, out_dir, checkpoint)
     out_dir = claim_folder(config, out_dir, checkpoint)
+    tell_folder(out_dir)
     handler = log_to(out_dir / "train.log")
     try:
         return _train(config, data, out_dir, checkpoint)
@@ -116,14 +123,16 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         f"objective {config['objective']['name']}"
     )
     log.info(f"Run      {out_dir}")
-    record_start(config, data, out_dir)
+    options = config["trainer"]
+    rank, processes = rank_of(options), number_of(options)
+    if rank == 0:
+        record_start(config, data, out_dir)
 
-    loader = data.loader("train", seed=config["seed"])
+    loader = data.loader("train", seed=config["seed"], rank=rank, world_size=processes)
     if loader is None:
         raise TrainingError("there is nothing to train on")
-    val = data.loader("val")
+    val = data.loader("val", rank=rank, world_size=processes)
     steps_per_epoch = len(loader)
-    options = config["trainer"]
     limits = Limits(options["max_epochs"], options["max_steps"], options["max_time"])
     loss = _loss(config, data.stats.force_scale)
     objective = make_objective(config["objective"], potential, loss)
@@ -158,11 +167,14 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on workers and logging steps
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         trainer = L.Trainer(
             max_epochs=options["max_epochs"] or -1,
             accelerator=_accelerator(options["accelerator"]),
             devices=options["devices"],
+            num_nodes=options["num_nodes"],
+            strategy=AveragedGradients() if processes > 1 else "auto",
             precision=options["precision"],
             gradient_clip_val=options["gradient_clip"] or None,
             callbacks=callbacks,
@@ -177,7 +189,13 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
             default_root_dir=out_dir,
         )
         if checkpoint is None or not guard.used_up(read_checkpoint(checkpoint)):
-            trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
+            try:
+                trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
+            except Interrupted:
+                if rank == 0:
+                    raise
+    if rank > 0:  # what follows is for the first process
+        return RunResult(out_dir, out_dir / "potential.safetensors")
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
     return _finish(config, data, out_dir, potential, loss, seen, time.monotonic() - began)
 

@@ -21,14 +21,17 @@ from mlip.errors import CheckpointError, ConfigError
 from mlip.potential_file import package_versions
 from mlip.training.checkpoint import read_checkpoint
 from mlip.training.config import Config, to_yaml
+from mlip.training.processes import shared_folder
 
 log = logging.getLogger("mlip")
 SPARE = 32 * 1024**2  # bytes for logs and the report
 BYTES_PER_PARAMETER = 80  # two checkpoints, one being written; weights, average, two moments each
 
 
-def choose_folder(config: Config) -> tuple[Path, Path | None]:
+def choose_folder(config: Config, rank: int = 0) -> tuple[Path, Path | None]:
     """Return the run folder and the checkpoint to continue from, without leaving anything behind.
+
+    Only the first of several processes (`rank` 0) looks whether the folder may be used.
 
     Raises:
         ConfigError: the folder is in use, or cannot be written.
@@ -36,11 +39,13 @@ def choose_folder(config: Config) -> tuple[Path, Path | None]:
     """
     name = config["name"] or config["model"]["name"]
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out_dir = Path(config["out_dir"] or Path("outputs") / str(name) / stamp)
-    _try_writing(out_dir)
+    given = shared_folder(config["out_dir"], rank, config["trainer"])
+    out_dir = Path(given or Path("outputs") / str(name) / stamp)
+    if rank == 0:
+        _try_writing(out_dir)
     resume = config["resume"]
     if resume is False or resume is None:
-        if out_dir.exists() and any(out_dir.iterdir()):
+        if rank == 0 and out_dir.exists() and any(out_dir.iterdir()):
             raise ConfigError(
                 f"{out_dir} is not empty; choose another out_dir, or continue it with resume=auto"
             )

@@ -78,7 +78,7 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("trian data.train=c.extxyz", 2, ["'trian'", "did you mean train?"]),
         ("train data.train=c.extxyz optimizer.lrr=1", 2, ["did you mean optimizer.lr?"]),
         ("train data.train=c.extxyz data.format=xyzz", 2, ["did you mean 'xyz'"]),
-        ("train data.train=c.extxyz trainer.devices=2", 2, ["trains on one device"]),
+        ("train data.train=c.extxyz trainer.devices=0", 2, ["trainer.devices=0", "1 or more"]),
         ("train data.train=c.extxyz trainer.accelerator=tpu", 2, ["accelerator"]),
         ("train data.train=c.extxyz model.channels=wide", 2, ["facet cannot be built"]),
         ("train data.train=c.extxyz out_dir=file", 2, ["file is a file"]),

@@ -816,6 +816,13 @@ KERNELS = (
         (f"{SUMS}::test_nothing_is_loaded_that_others_could_have_written[library]",),
     ),
     Bug(
+        "each of several processes takes the mean over its own labels",
+        "mlip/training/processes.py",
+        "total * world / counts[k].clamp",
+        "total / sums[name][1].clamp",
+        ("tests/integration/test_processes.py::test_two_processes_make_the_steps_of_one",),
+    ),
+    Bug(
         "a cell filter takes the derivative of the exponential for its adjoint",
         "mlip/cell_filter.py",
         "x = self._log().T",

@@ -23,7 +23,7 @@ import pytest
 from planted.bugs import BUGS, Bug
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("mlip", "conf", "tests", "data/emt-mini")
+COPIED = ("mlip", "conf", "tests", "data/emt-mini", "data/mptrj-mini")
 
 # The package is usually installed in editable mode: a run that imported it from there would test
 # unspoilt code, so the process leaves with a code of its own unless the copy is what it imports.
