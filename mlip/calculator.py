@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.errors import ConfigError, DataError
-from mlip.graph import AtomGraph, add_edges, structure_arrays
+from mlip.graph import AtomGraph, add_edges, collate, structure_arrays
 from mlip.models.potential import Potential, Prediction, check_species
 from mlip.potential_file import load_potential, resolve_device, resolve_dtype
 from mlip.symmetry import group_averaged, rotation_group
@@ -168,28 +169,47 @@ class MLIPCalculator(Calculator):
         bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         bare.info.update(charge=charge, spin=self._spin(charge, spin, atoms))
         arrays = add_edges(structure_arrays(bare), self.cutoff)
-        graph = AtomGraph.from_arrays([arrays]).to(self.device)
+        (self.results,) = self.evaluate([AtomGraph.from_arrays([arrays])])
+
+    def evaluate(self, graphs: Sequence[AtomGraph]) -> list[dict[str, Any]]:
+        """Return the results of structures, predicted as one batch.
+
+        Args:
+            graphs: of one structure each, with all edges within `cutoff`.
+
+        Returns:
+            What ASE calls `results`, for each: eV, eV/Å, eV/Å³; no stress without a 3-D cell.
+        """
+        graph = collate(graphs).to(self.device)
         members = zip(self.potentials, self._heads, strict=True)
         outputs = [self._predict(p, graph.with_head(head)) for p, head in members]
-        energies = np.array([o.energy.item() for o in outputs])
-        forces = np.stack([o.forces.cpu().numpy() for o in outputs])
-        energy = float(energies.mean())
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": np.mean([o.node_energy.cpu().numpy() for o in outputs], axis=0),
-            "forces": forces.mean(0),
-        }
-        if atoms.pbc.all():
-            stress = np.mean([o.stress[0].cpu().numpy() for o in outputs], axis=0)
-            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
-        if len(outputs) > 1:
-            self.results |= {
-                "energy_std": float(energies.std()),
-                "forces_std": forces.std(0),
-                "energies_committee": energies,
-                "forces_committee": forces,
+        names = ("energy", "node_energy", "forces", "stress")
+        arrays = {n: np.stack([getattr(o, n).cpu().numpy() for o in outputs]) for n in names}
+        periodic = graph.pbc.all(1).tolist()
+        ends = np.cumsum([len(g.atomic_numbers) for g in graphs]).tolist()
+        found = []
+        for k, (begin, end) in enumerate(pairwise([0, *ends])):
+            energies = arrays["energy"][:, k].astype(np.float64)
+            forces = arrays["forces"][:, begin:end]
+            energy = float(energies.mean())
+            results = {
+                "energy": energy,
+                "free_energy": energy,
+                "energies": arrays["node_energy"][:, begin:end].mean(0),
+                "forces": forces.mean(0),
             }
+            if periodic[k]:
+                stress = arrays["stress"][:, k].mean(0)
+                results["stress"] = full_3x3_to_voigt_6_stress(stress)
+            if len(outputs) > 1:
+                results |= {
+                    "energy_std": float(energies.std()),
+                    "forces_std": forces.std(0),
+                    "energies_committee": energies,
+                    "forces_committee": forces.copy(),
+                }
+            found.append(results)
+        return found
 
     def _predict(self, potential: Potential, graph: AtomGraph) -> Prediction:
         if self.rotations > 1:

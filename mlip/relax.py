@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mlip.calculator import MLIPCalculator, carry_state
 from mlip.cell_filter import CellFilter
 from mlip.errors import ConfigError, DataError
 from mlip.models.potential import Potential
+from mlip.together import together
 from mlip.units import GPA
 
 log = logging.getLogger("mlip")
@@ -108,8 +110,33 @@ class Relaxer:
         Raises:
             DataError: forces are not finite, or the element is unknown.
         """
+        return self._relax(structure, self.calculator, trajectory)
+
+    def relax_many(
+        self, structures: Sequence[Any], *, at_once: int = 16
+    ) -> list[RelaxResult | DataError]:
+        """Relax structures side by side, their forces predicted in batches.
+
+        Each takes the steps that it would take alone, to rounding. For small structures this is
+        several times faster than one after another.
+
+        Args:
+            structures: as `relax` takes them.
+            at_once: how many are relaxed at a time; memory grows with it.
+
+        Returns:
+            A result for each, in order; in its place the error of one that could not be relaxed.
+        """
+        if at_once < 1:
+            raise ConfigError(f"at_once={at_once} must be 1 or more")
+        tasks = [partial(self._relax, structure) for structure in structures]
+        return together(self.calculator, tasks, at_once)
+
+    def _relax(
+        self, structure: Any, calculator: MLIPCalculator, trajectory: Path | str | None = None
+    ) -> RelaxResult:
         atoms = _to_atoms(structure)
-        atoms.calc = self.calculator
+        atoms.calc = calculator
         periodic = bool(atoms.pbc.all())
         if self.relax_cell and not periodic:
             log.info("no 3-D cell (pbc=%s): positions only", atoms.pbc.tolist())

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 SMALL = [
-    "data.train=data/mptrj-mini/mptrj-mini.json.gz", "data.group=task_id", "model=facet-xs", "model.channels=[8,4]",
+    "data.train=data/mptrj-mini/mptrj-mini.json.gz", "data.group=task_id",
+    "model=facet-xs", "model.channels=[8,4]",
     "trainer.precision=64-true", "trainer.accelerator=cpu", "data.num_workers=0",
     "trainer.max_epochs=2",
 ]  # fmt: skip

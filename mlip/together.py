@@ -1,0 +1,104 @@
+"""Many calculations at a time: callers that wait for one another are answered by one batch.
+
+A call of a fast potential on a small structure is mostly overhead of the operations, which a batch
+pays once. Optimisers of ASE know one structure each, so each runs in a thread of its own with a
+calculator that hands its structure over and waits; when all are waiting, one prediction of all is
+made in the thread that started them. What each gets is what it would have got alone, to rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+from mlip.calculator import MLIPCalculator
+from mlip.errors import DataError
+from mlip.graph import AtomGraph
+
+T = TypeVar("T")
+Results = dict[str, Any]
+Ask = Callable[[AtomGraph], Results]
+
+
+class _Member(MLIPCalculator):
+    """The same potential, answered by somebody else."""
+
+    def __init__(self, model: MLIPCalculator, ask: Ask) -> None:
+        vars(self).update(vars(model))  # nothing is loaded again
+        self.reset()
+        self._ask = ask
+
+    def evaluate(self, graphs: Sequence[AtomGraph]) -> list[Results]:
+        return [self._ask(graph) for graph in graphs]
+
+
+def together(
+    calculator: MLIPCalculator,
+    tasks: Sequence[Callable[[MLIPCalculator], T]],
+    at_once: int,
+) -> list[T | DataError]:
+    """Run tasks, each with a calculator of its own, and their predictions in batches.
+
+    Args:
+        calculator: the potential.
+        tasks: called once each, `at_once` at a time, in threads.
+        at_once: structures in a batch at most.
+
+    Returns:
+        What each task returned, or the DataError it ended in; the others go on.
+
+    Raises:
+        Exception: any other error of a task.
+    """
+    requests: SimpleQueue[tuple[AtomGraph, Future[Results]] | None] = SimpleQueue()
+    results: dict[int, Any] = {}
+    failures: list[BaseException] = []
+    order = itertools.count()  # shared: `next` is one step, whatever the thread
+
+    def ask(graph: AtomGraph) -> Results:
+        answer: Future[Results] = Future()
+        requests.put((graph, answer))
+        return answer.result()
+
+    def work() -> None:
+        while not failures and (index := next(order)) < len(tasks):
+            try:
+                results[index] = tasks[index](_Member(calculator, ask))
+            except DataError as error:
+                results[index] = error
+            except BaseException as error:
+                failures.append(error)
+        requests.put(None)
+
+    running = min(at_once, len(tasks))
+    for _ in range(running):
+        Thread(target=work, daemon=True).start()
+    waiting: list[tuple[AtomGraph, Future[Results]]] = []
+    while running:
+        if (request := requests.get()) is None:
+            running -= 1
+        else:
+            waiting.append(request)
+        if waiting and len(waiting) == running:
+            _answer(calculator, waiting)
+            waiting = []
+    if failures:
+        raise failures[0]
+    return [results[index] for index in range(len(tasks))]
+
+
+def _answer(
+    calculator: MLIPCalculator, waiting: Sequence[tuple[AtomGraph, Future[Results]]]
+) -> None:
+    try:
+        found = calculator.evaluate([graph for graph, _ in waiting])
+    except Exception as error:  # theirs to raise, each in its thread
+        for _, answer in waiting:
+            answer.set_exception(error)
+    else:
+        for (_, answer), result in zip(waiting, found, strict=True):
+            answer.set_result(result)
