@@ -1,6 +1,6 @@
-"""Time models on one thread: calls and training steps, edge blocks, objectives.
+"""Time models on one thread: calls and training steps, edge blocks, objectives, relaxations.
 
-Four measurements; what they print is in data/results/ beside the command that gave it:
+Five measurements; what they print is in data/results/ beside the command that gave it:
 
 - models (the default): one calculator call and one training step on crystals and a molecule;
 - edge-blocks: energy and forces of Facet-S with its edges in blocks of several sizes. Blocks of one
@@ -8,7 +8,8 @@ Four measurements; what they print is in data/results/ beside the command that g
 - profile: where a call and a training step on silicon spend their time: the three functions of the
   compiled sums over neighbours in every layer, with the arithmetic that their shapes ask for, and
   all the rest;
-- objectives: one training step (loss and gradients, no optimiser) of each objective on molecules.
+- objectives: one training step (loss and gradients, no optimiser) of each objective on molecules;
+- relaxations: a step of a relaxation with the cell, of 16 crystals one after another and together.
 
 Process CPU time of one thread, so that other processes on the machine count for little. What is
 compared is run in turns; the first turn is not counted.
@@ -47,12 +48,14 @@ from mlip.models.kernels import compiler, neighbor_sum
 from mlip.models.paths import Paths
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
+from mlip.relax import Relaxer
 from mlip.training.config import load_config
 from mlip.training.loss import HuberLoss
 from mlip.training.objectives import OBJECTIVES, make_objective
 
 MOLECULES = Path(__file__).parents[1] / "data" / "omol-mini"
 EVERY = 5  # of its molecules
+TOGETHER, RELAXATION = 16, 5  # crystals side by side; steps of each
 BLOCKS = (1, 8, 16, 32)
 CUTOFFS = (5.0, 6.665)  # Å; 28 and 60 neighbours in silicon
 
@@ -282,11 +285,39 @@ def _step(taught: nn.Module, potential: Potential, graph: AtomGraph, loss: Huber
     taught(potential, graph, loss, 1.0).loss.backward()
 
 
+def measure_relaxations(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time relaxations of a fixed number of steps."""
+    for name in models:
+        for atoms in (bulk("Si"), bulk("Si", cubic=True), bulk("Si", cubic=True) * (2, 1, 1)):
+            rng = np.random.default_rng(0)
+            crystals = [atoms.copy() for _ in range(TOGETHER)]
+            for crystal in crystals:
+                crystal.positions += rng.normal(scale=0.02, size=(len(atoms), 3))
+            potential = untrained(name, set(atoms.numbers.tolist()))
+            relaxer = Relaxer(potential, fmax=1e-9, steps=RELAXATION, device="cpu")
+            times = medians(
+                {
+                    "alone": lambda r=relaxer, c=crystals: [r.relax(crystal) for crystal in c],
+                    "together": lambda r=relaxer, c=crystals: r.relax_many(c, at_once=TOGETHER),
+                },
+                repeats,
+            )
+            steps = TOGETHER * (RELAXATION + 1)
+            yield {
+                "model": name,
+                "atoms": len(atoms),
+                "alone_step_ms": round(times["alone"] / steps, 2),
+                "together_step_ms": round(times["together"] / steps, 2),
+                "faster": round(times["alone"] / times["together"], 2),
+            }
+
+
 MEASURES = {  # with the models that are measured unless others are asked for
     "models": (measure_models, ["facet-xs", "facet-s"]),
     "profile": (measure_profile, ["facet-s", "nequip-s"]),
     "edge-blocks": (measure_edge_blocks, ["facet-s"]),
     "objectives": (measure_objectives, ["transip-tiny", "transip-s", "facet-s"]),
+    "relaxations": (measure_relaxations, ["facet-xs", "facet-s"]),
 }
 
 

@@ -83,6 +83,7 @@ class GraphLoader:
         self.epoch = 0
         self.done = 0  # batches of this epoch already given
         self._skip = 0  # batches to leave out of the next pass, after `load_state_dict`
+        self.regrouped = False  # whether it goes on with another number of processes
         self._begun = False  # whether this epoch's pass has begun
         self._planned: tuple[int, Plan] | None = None
         repeats = None if repeats is None else _checked(repeats, len(indices))
@@ -135,7 +136,13 @@ class GraphLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""
-        return {"epoch": self.epoch, "done": self.done, "world_size": self.world_size}
+        batches = len(self)
+        return {
+            "epoch": self.epoch,
+            "done": self.done,
+            "batches": batches,
+            "world_size": self.world_size,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`: the next pass leaves out what was already given.
@@ -143,8 +150,12 @@ class GraphLoader:
         With another number of processes up to one batch of each is given again.
         """
         self.start_epoch(int(state["epoch"]))
-        given = int(state["done"]) * int(state.get("world_size", 1))
-        self._skip = self.done = given // self.world_size
+        done, before = int(state["done"]), int(state.get("world_size", self.world_size))
+        self.regrouped = before != self.world_size
+        if self.regrouped:
+            finished = done >= state["batches"]
+            done = len(self) if finished else min(done * before // self.world_size, len(self) - 1)
+        self._skip = self.done = done
 
     def start_epoch(self, epoch: int) -> None:
         """Make the next pass that of `epoch`, from its beginning."""
@@ -191,9 +202,9 @@ def _checked(repeats: np.ndarray, n: int) -> np.ndarray:
     return repeats
 
 
-def auto_workers(setting: Any, num_structures: int) -> int:
+def auto_workers(setting: Any, num_structures: int, beside: int = 1) -> int:
     """Return the number of loader processes: none for small sets or machines."""
     if setting != "auto":
         return int(setting)
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) // beside
     return 0 if cores <= 2 or num_structures < 2000 else min(8, cores - 1)

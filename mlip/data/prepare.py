@@ -74,9 +74,12 @@ class PreparedData:
         return len(self.parts[part][1])
 
     def loader(
-        self, part: str, *, seed: int = 0, rank: int = 0, world_size: int = 1
+        self, part: str, *, seed: int = 0, rank: int = 0, world_size: int = 1, beside: int = 1
     ) -> GraphLoader | None:
-        """Return the loader of a part (shuffled for train), or None if the part is empty."""
+        """Return the loader of a part (shuffled for train), or None if the part is empty.
+
+        Processes `beside` one another on this machine share its cores.
+        """
         store, indices = self.parts[part]
         if len(indices) == 0:
             return None
@@ -87,7 +90,7 @@ class PreparedData:
             self.budget,
             seed=seed,
             shuffle=part == "train",
-            num_workers=auto_workers(self.num_workers, len(indices)),
+            num_workers=auto_workers(self.num_workers, len(indices), beside),
             repeats=_repeats(self.sources, store, indices) if part == "train" else None,
             rank=rank,
             world_size=world_size,

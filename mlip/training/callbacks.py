@@ -60,9 +60,14 @@ class RunLimits(L.Callback):
     Comes after weight averaging in the list of callbacks: its checkpoint has the step's average.
     """
 
-    def __init__(self, limits: Limits, loader: GraphLoader, last: Path) -> None:
+    def __init__(
+        self, limits: Limits, loader: GraphLoader, last: Path, steps_per_epoch: int
+    ) -> None:
         self.limits, self.loader, self.last = limits, loader, last
-        self.signal: int | None = None
+        self.steps_per_epoch = steps_per_epoch
+        self._steps = 0
+        self.asked: int | None = None  # a signal of this process ...
+        self.signal: int | None = None  # ... and the one that all processes know of
         self._process = os.getpid()
         # Here and not at the start of training, when Lightning has put its own in their place.
         self._old = {number: signal.getsignal(number) for number in SIGNALS}
@@ -77,6 +82,9 @@ class RunLimits(L.Callback):
             except ValueError:  # not the main thread: signals are the caller's business
                 break
         self._tell_length(trainer)  # a run that continues within an epoch does not start it
+        if self.loader.regrouped:
+            count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            count.ready = count.started = count.processed = count.completed = self.loader.done
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the loader which epoch's order to use, and Lightning how many batches that makes.
@@ -95,6 +103,7 @@ class RunLimits(L.Callback):
         After the last step of an epoch a signal waits for validation: a checkpoint from here would
         be continued without it.
         """
+        self._steps = trainer.global_step
         self._agree(trainer)
         if self._reached(trainer.global_step, self.limits.elapsed()):
             trainer.should_stop = True  # asked for here, so that a last validation runs
@@ -110,7 +119,10 @@ class RunLimits(L.Callback):
         has nothing left to train and would not come by here again. Several processes finish it too,
         for here they have not agreed on leaving.
         """
-        if self.signal is None or trainer.should_stop or world_size() > 1:
+        if world_size() > 1:
+            return
+        self._agree(trainer)
+        if self.signal is None or trainer.should_stop:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WarmEMA):
@@ -129,10 +141,12 @@ class RunLimits(L.Callback):
 
     def _agree(self, trainer: L.Trainer) -> None:
         """Go by the clock of the first process, and leave if one of them has been asked to."""
+        asked = self.asked  # may change while the others are waited for
         if world_size() == 1:
+            self.signal = asked
             return
         first = self.limits.own_clock() if trainer.is_global_zero else 0.0
-        self.limits.agreed, number = largest([first, float(self.signal or 0)])
+        self.limits.agreed, number = largest([first, float(asked or 0)])
         self.signal = int(number) or None
 
     def _tell_length(self, trainer: L.Trainer) -> None:
@@ -164,19 +178,29 @@ class RunLimits(L.Callback):
                 signal.signal(number, handler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Time spent so far, so that a resumed run keeps its limit and schedule."""
-        return {"spent": self.limits.elapsed()}
+        """What has been used up, so that a resumed run keeps its limits and schedule."""
+        return {
+            "spent": self.limits.elapsed(),
+            "steps": self._steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "before": self.limits.before,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the clock."""
+        """Continue the clock, and the count of epochs if they had another length."""
         self.limits.spent = float(state_dict["spent"])
+        self.limits.before = tuple(state_dict.get("before", (0, 0.0)))  # type: ignore[assignment]
+        length = int(state_dict.get("steps_per_epoch", self.steps_per_epoch))
+        if length != self.steps_per_epoch:
+            steps = int(state_dict["steps"])
+            self.limits.before = (steps, self.limits.epochs(steps, length))
 
     def _remember(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a worker of the loader, which its parent looks after
             return
-        if self.signal is not None:
+        if self.asked is not None:
             raise Interrupted(number)
-        self.signal = number
+        self.asked = number
         log.warning("stopping after this step (again to stop at once)")
 
 

@@ -51,6 +51,10 @@ class HuberLoss:
         ]
         return torch.stack(terms).sum()
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of a term that an objective adds."""
+        return values.mean()
+
     def __call__(self, prediction: Prediction, graph: AtomGraph) -> Tensor:
         """Return the loss of a batch."""
         return self.combine(self.sums(prediction, graph))

@@ -21,7 +21,7 @@ from mlip.symmetry import random_rotations, rotated
 from mlip.training.loss import HuberLoss, LossTotal
 from mlip.training.objectives import LatentEquivariance, Standard
 from mlip.training.optimizers import make_optimizer
-from mlip.training.processes import SharedLoss, summed
+from mlip.training.processes import AveragedGradients, SharedLoss, gathered, summed
 
 log = logging.getLogger("mlip")
 LABELS = ("energy", "forces", "stress")
@@ -43,6 +43,7 @@ class Limits:
     started: float = 0.0
     spent: float = 0.0  # s, in earlier sessions of a resumed run
     agreed: float | None = None  # s, by the clock that several processes share
+    before: tuple[int, float] = (0, 0.0)  # steps and epochs of earlier sessions
 
     def elapsed(self) -> float:
         """Seconds of training, earlier sessions included."""
@@ -52,11 +53,16 @@ class Limits:
         """Seconds by the clock of this process."""
         return self.spent + (time.monotonic() - self.started if self.started else 0.0)
 
+    def epochs(self, step: int, steps_per_epoch: int) -> float:
+        """Epochs done after a step; those of earlier sessions may have had other lengths."""
+        steps, epochs = self.before
+        return epochs + (step - steps) / max(steps_per_epoch, 1)
+
     def progress(self, step: int, steps_per_epoch: int) -> float:
         """Fraction of the run that is done, 0 to 1."""
         parts = [0.0]
         if self.max_epochs:
-            parts.append(step / (self.max_epochs * max(steps_per_epoch, 1)))
+            parts.append(self.epochs(step, steps_per_epoch) / self.max_epochs)
         if self.max_steps:
             parts.append(step / self.max_steps)
         if self.max_time:
@@ -157,13 +163,19 @@ class PotentialModule(L.LightningModule):
             return
         optimizer.zero_grad(set_to_none=True)
         self.bad_steps += 1
-        frames = self._frames(self.last_batch)
+        strategy = self.trainer.strategy
+        guilty = not isinstance(strategy, AveragedGradients) or not strategy.finite
+        found = gathered(self._frames(self.last_batch) if guilty else "")
+        frames = "; ".join(filter(None, found)) or "no process by itself"
         if self.bad_steps >= MAX_BAD_STEPS:
             raise TrainingError(
                 f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite (last "
                 f"at {frames}); check those labels, or lower optimizer.lr"
             )
-        log.warning("step %d: gradient is not finite, step skipped (%s)", self.global_step, frames)
+        if self.global_rank == 0:
+            log.warning(
+                "step %d: gradient is not finite, step skipped (%s)", self.global_step, frames
+            )
 
     def _frames(self, batch: AtomGraph | None) -> str:
         """Say which structures a batch is made of, by source where there are several."""

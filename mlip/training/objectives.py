@@ -115,7 +115,7 @@ class LatentEquivariance(nn.Module):
         if not self.pooled:
             relative = relative[graph.batch]
         residual = self.transform(torch.cat([here, relative], dim=1)) - target
-        latent = residual.square().mean()
+        latent = loss.mean(residual.square())
         ramp = min(1.0, progress / self.warmup) if self.warmup else 1.0
         monitors = {"latent_loss": latent.detach()}
         if len(target) > 1:

@@ -13,20 +13,26 @@ The first process starts the others, or `torchrun` or `srun` start all.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L  # noqa: N812
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from mlip.errors import ConfigError
+from mlip.errors import ConfigError, TrainingError
 from mlip.training.loss import HuberLoss
 
 RUN_FOLDER = "MLIP_RUN_FOLDER"  # tells the processes that the first one starts where it writes
+_OTHER_ENDED = re.compile(r"closed by peer|reset by peer|timed? ?out|nccl|gloo", re.IGNORECASE)
 
 
 def number_of(trainer: Mapping[str, Any]) -> int:
@@ -41,10 +47,36 @@ def rank_of(trainer: Mapping[str, Any]) -> int:
     environment = os.environ
     if "RANK" in environment:  # torchrun
         return int(environment["RANK"])
-    if "LOCAL_RANK" in environment:  # the first process, for the others on its node
+    # the first process, for the others on its node; or a user, who starts one on each node
+    if "LOCAL_RANK" in environment or "NODE_RANK" in environment:
         node = int(environment.get("NODE_RANK", "0"))
-        return node * int(trainer["devices"]) + int(environment["LOCAL_RANK"])
+        return node * int(trainer["devices"]) + int(environment.get("LOCAL_RANK", "0"))
     return int(environment.get("SLURM_PROCID", "0"))
+
+
+def check_started(trainer: Mapping[str, Any]) -> None:
+    """Refuse to train in another number of processes than were started.
+
+    Raises:
+        ConfigError: with both numbers and what to do.
+    """
+    wanted = number_of(trainer)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        started, how = int(os.environ["WORLD_SIZE"]), "torchrun"
+    elif wanted > 1 and "LOCAL_RANK" not in os.environ and SLURMEnvironment.detect():
+        started, how = int(os.environ["SLURM_NTASKS"]), "SLURM (its tasks)"
+    else:
+        started, how = wanted, ""
+    if started != wanted:
+        raise ConfigError(
+            f"trainer.devices={trainer['devices']} times trainer.num_nodes={trainer['num_nodes']} "
+            f"is {wanted}, but {how} started {started}; make them equal, with srun or torchrun "
+            "in front of the command where they are to be several"
+        )
+    if torch.cuda.is_available() and trainer["accelerator"] != "cpu":
+        there = torch.cuda.device_count()
+        if int(trainer["devices"]) > there:
+            raise ConfigError(f"trainer.devices={trainer['devices']}, but torch finds {there} GPUs")
 
 
 def shared_folder(given: Any, rank: int, trainer: Mapping[str, Any]) -> Any:
@@ -64,6 +96,41 @@ def shared_folder(given: Any, rank: int, trainer: Mapping[str, Any]) -> Any:
 def tell_folder(folder: Path) -> None:
     """Tell processes that are started from here where the run is."""
     os.environ[RUN_FOLDER] = str(folder)
+
+
+@contextmanager
+def processes(trainer: Mapping[str, Any]) -> Iterator[None]:
+    """Train within this: what starting other processes leaves behind is taken away afterwards."""
+    if number_of(trainer) == 1:
+        yield
+        return
+    before = dict(os.environ)
+    if trainer["num_threads"]:  # else Lightning divides the cores, also in the others
+        os.environ.setdefault("OMP_NUM_THREADS", str(trainer["num_threads"]))
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def together(trainer: L.Trainer) -> Iterator[None]:
+    """Let an error in this process end the others, and say so if another one's ended this."""
+    try:
+        yield
+    except BaseException as error:
+        launcher = trainer.strategy.launcher
+        if isinstance(trainer.strategy, AveragedGradients) and hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)  # type: ignore[union-attr]  they wait for this one
+        if world_size() > 1 and isinstance(error, RuntimeError) and _OTHER_ENDED.search(str(error)):
+            raise TrainingError(
+                "another process of this run has ended; its message is above or in train.log; "
+                "continue with resume=auto"
+            ) from error
+        raise
 
 
 def world_size() -> int:
@@ -95,6 +162,15 @@ def largest(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
+def gathered(value: str) -> list[str]:
+    """Return the texts of all processes; every process must call it."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 @dataclass(frozen=True)
 class SharedLoss(HuberLoss):
     """The mean over the labels of all processes, once their gradients have been averaged."""
@@ -112,6 +188,14 @@ class SharedLoss(HuberLoss):
         ]
         return torch.stack(terms).sum()
 
+    def mean(self, values: Tensor) -> Tensor:
+        """Return this process's part of the mean over all processes; all must call it."""
+        if world_size() == 1:
+            return super().mean(values)
+        count = values.new_tensor(float(values.numel()))
+        dist.all_reduce(count)
+        return values.sum() * world_size() / count
+
 
 class AveragedGradients(DDPStrategy):
     """One all-reduce after each backward pass, and no wrapper around the module.
@@ -121,6 +205,8 @@ class AveragedGradients(DDPStrategy):
     has no gradient on any process keeps none.
     """
 
+    finite = True  # the gradient of this process, before the others' were added
+
     def configure_ddp(self) -> None:
         """Begin with the weights of the first process."""
         for tensor in _floating(self._module()):
@@ -129,11 +215,13 @@ class AveragedGradients(DDPStrategy):
     def post_backward(self, closure_loss: Tensor) -> None:
         """Average the gradients."""
         parameters = [p for p in self._module().parameters() if p.requires_grad]
-        for dtype in {p.dtype for p in parameters}:
+        self.finite = True
+        for dtype in sorted({p.dtype for p in parameters}, key=str):  # in one order everywhere
             own = [p for p in parameters if p.dtype == dtype]
             has = own[0].new_tensor([p.grad is not None for p in own])
             flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in own]
             shared = torch.cat([has, *(g.flatten() for g in flat)])
+            self.finite &= bool(torch.isfinite(shared.sum()))
             dist.all_reduce(shared)
             shared[len(own) :] /= world_size()
             present = shared[: len(own)].tolist()

@@ -37,7 +37,15 @@ from mlip.training.held_out import evaluate_held_out, source_columns
 from mlip.training.loss import HuberLoss
 from mlip.training.module import SYMMETRY_COLUMNS, Limits, PotentialModule
 from mlip.training.objectives import make_objective
-from mlip.training.processes import AveragedGradients, number_of, rank_of, tell_folder
+from mlip.training.processes import (
+    AveragedGradients,
+    check_started,
+    number_of,
+    processes,
+    rank_of,
+    tell_folder,
+    together,
+)
 from mlip.training.run_folder import (
     choose_folder,
     claim_folder,
@@ -80,6 +88,7 @@ def train(
     if threads := config["trainer"]["num_threads"]:
         torch.set_num_threads(int(threads))
     weights = {label: config["loss"][f"{label}_weight"] for label in LABELS}
+    check_started(config["trainer"])
     rank = rank_of(config["trainer"])
     if rank > 0:
         log.setLevel(logging.WARNING)  # the first process says it
@@ -96,18 +105,24 @@ def train(
         require_same_run(config, data, checkpoint)
 
     if rank > 0:
-        return _train(config, data, out_dir, checkpoint)
+        with processes(config["trainer"]):
+            _train(config, data, out_dir, checkpoint)
+        raise SystemExit(0)  # what follows is for the first process
     out_dir = claim_folder(config, out_dir, checkpoint)
-    tell_folder(out_dir)
     handler = log_to(out_dir / "train.log")
     try:
-        return _train(config, data, out_dir, checkpoint)
+        with processes(config["trainer"]):
+            trained = _train(config, data, out_dir, checkpoint)
+        return _finish(config, data, out_dir, *trained)
     finally:
         log.removeHandler(handler)
         handler.close()
 
 
-def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path | None) -> RunResult:
+def _train(
+    config: Config, data: PreparedData, out_dir: Path, checkpoint: Path | None
+) -> tuple[Potential, HuberLoss, dict[str, float], float]:
+    """Return the trained potential, the loss, the last training errors and the seconds it took."""
     began = time.monotonic()
     torch.manual_seed(config["seed"])
     potential = build_potential(_spec(config, data))
@@ -124,14 +139,16 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
     )
     log.info(f"Run      {out_dir}")
     options = config["trainer"]
-    rank, processes = rank_of(options), number_of(options)
+    rank, number = rank_of(options), number_of(options)
     if rank == 0:
         record_start(config, data, out_dir)
+        tell_folder(out_dir)
 
-    loader = data.loader("train", seed=config["seed"], rank=rank, world_size=processes)
+    share = {"rank": rank, "world_size": number, "beside": options["devices"]}
+    loader = data.loader("train", seed=config["seed"], **share)
     if loader is None:
         raise TrainingError("there is nothing to train on")
-    val = data.loader("val", rank=rank, world_size=processes)
+    val = data.loader("val", **share)
     steps_per_epoch = len(loader)
     limits = Limits(options["max_epochs"], options["max_steps"], options["max_time"])
     loss = _loss(config, data.stats.force_scale)
@@ -150,7 +167,7 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
         sources=data.source_names,
     )
     folder = out_dir / "checkpoints"
-    guard = RunLimits(limits, loader, folder / "last.ckpt")
+    guard = RunLimits(limits, loader, folder / "last.ckpt", steps_per_epoch)
     columns = [f"train/{name}" for name in objective.monitors]
     if potential.symmetry == "none":
         columns += [f"val/{name}" for name in SYMMETRY_COLUMNS]
@@ -174,7 +191,7 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
             accelerator=_accelerator(options["accelerator"]),
             devices=options["devices"],
             num_nodes=options["num_nodes"],
-            strategy=AveragedGradients() if processes > 1 else "auto",
+            strategy=AveragedGradients() if number > 1 else "auto",
             precision=options["precision"],
             gradient_clip_val=options["gradient_clip"] or None,
             callbacks=callbacks,
@@ -189,15 +206,19 @@ def _train(config: Config, data: PreparedData, out_dir: Path, checkpoint: Path |
             default_root_dir=out_dir,
         )
         if checkpoint is None or not guard.used_up(read_checkpoint(checkpoint)):
+            if (trainer.world_size, trainer.global_rank) != (number, rank):
+                raise ConfigError(
+                    f"this is process {rank} of {number}, but Lightning takes it for "
+                    f"{trainer.global_rank} of {trainer.world_size}; start them by torchrun or srun"
+                )
             try:
-                trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
+                with together(trainer):
+                    trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
             except Interrupted:
                 if rank == 0:
                     raise
-    if rank > 0:  # what follows is for the first process
-        return RunResult(out_dir, out_dir / "potential.safetensors")
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-    return _finish(config, data, out_dir, potential, loss, seen, time.monotonic() - began)
+    return potential, loss, seen, time.monotonic() - began
 
 
 def _finish(
@@ -219,6 +240,7 @@ def _finish(
     potential = potential.cpu()
     path = out_dir / "potential.safetensors"
     cost = training_cost(out_dir / "metrics.csv", seconds)
+    cost["processes"] = number_of(config["trainer"])
     card = {"training": training_card(config, data), "training_cost": cost}
     save_potential(path, potential, card)
     log.info(f"Saved    {path}")

@@ -21,7 +21,7 @@ from mlip.errors import CheckpointError, ConfigError
 from mlip.potential_file import package_versions
 from mlip.training.checkpoint import read_checkpoint
 from mlip.training.config import Config, to_yaml
-from mlip.training.processes import shared_folder
+from mlip.training.processes import number_of, shared_folder
 
 log = logging.getLogger("mlip")
 SPARE = 32 * 1024**2  # bytes for logs and the report
@@ -161,6 +161,7 @@ def record_start(config: Config, data: PreparedData, out_dir: Path) -> None:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": number_of(config["trainer"]),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     (out_dir / "environment.json").write_text(json.dumps(environment, indent=1))

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mlip.training.checkpoint import read_checkpoint
+from mlip.training.module import cosine_factor
+
 SMALL = [
     "data.train=data/mptrj-mini/mptrj-mini.json.gz", "data.group=task_id",
     "model=facet-xs", "model.channels=[8,4]",
@@ -109,3 +112,36 @@ def test_batches_that_do_not_divide_and_a_limit_of_time(environment, tmp_path):
     assert float(rows(out)[-1]["lr"]) == pytest.approx(1e-4, rel=0.5), "the schedule has ended"
     assert "ProcessGroup" not in done.stderr
     assert (out / "potential.safetensors").exists()
+
+
+def test_another_number_of_processes_goes_on_within_an_epoch(environment, tmp_path):
+    """The epoch is finished and validated, and the learning rate goes on from where it was."""
+    out = tmp_path / "run"
+    words = ["data.batch_size=7", "trainer.max_epochs=3", f"out_dir={out}"]
+    code = (
+        "import os, signal, sys\n"
+        "from mlip.cli.main import main\n"
+        "from mlip.training.module import PotentialModule\n"
+        "real = PotentialModule.training_step\n"
+        "def step(self, batch, index):\n"
+        "    if self.global_step == 50: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(self, batch, index)\n"
+        "PotentialModule.training_step = step\n"
+        "sys.exit(main(['train', *sys.argv[1:]]))\n"
+    )
+    first = subprocess.run(
+        [sys.executable, "-c", code, *SMALL, *words], env=environment, timeout=300
+    )
+    assert first.returncode == 143
+    assert [int(r["step"]) for r in rows(out)] == [38], "38 batches of 7"
+    stopped = int(read_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"])
+    assert 38 < stopped < 57
+    second = stopped + 19 - (stopped - 38) // 2  # 19 batches of each of two processes
+    again = ["trainer.devices=2", "resume=auto"]
+    subprocess.run(command(*words, *again), env=environment, check=True, timeout=300)
+    found = rows(out)
+    assert [int(r["step"]) for r in found] == [38, second, second + 19]
+    assert all(r["val/loss"] and r["val/loss"] != r["train/loss"] for r in found)
+    for row, progress in zip(found, (1 / 3, 2 / 3, 1.0), strict=True):
+        rate = 1e-2 * cosine_factor(progress, 0.02, 0.01)
+        assert float(row["lr"]) == pytest.approx(rate, rel=0.06, abs=2e-5)

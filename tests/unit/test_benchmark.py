@@ -55,3 +55,11 @@ def test_every_objective_takes_a_step(monkeypatch, tmp_path):
     _, found = rows(monkeypatch, tmp_path, "objectives", "transip-tiny")
     assert [row["objective"] for row in found] == ["standard", "augmented", "latent_equivariance"]
     assert all(row["step_ms"] > 1 for row in found)
+
+
+def test_relaxations_are_timed_alone_and_together(monkeypatch, tmp_path):
+    _, found = rows(monkeypatch, tmp_path, "relaxations", "facet-xs")
+    assert [row["atoms"] for row in found] == [2, 8, 16]
+    for row in found:
+        ratio = row["alone_step_ms"] / row["together_step_ms"]
+        assert row["faster"] == pytest.approx(ratio, rel=0.05)

@@ -30,6 +30,7 @@ from mlip.data.readers.pymatgen_json import (
     Vector,
     geometry,
     kbar_of_vasp,
+    numbers_of,
     vectors,
 )
 from mlip.data.readers.streams import open_bytes
@@ -147,7 +148,8 @@ def _decode(text: bytes, place: str) -> _Record[Any]:
         raise DataError(f"{place}: {error}; this is not MatPES's layout, correct it") from None
     except (ValueError, RecursionError) as error:
         raise CorruptDataError(
-            f"{place}: is damaged ({error}); copy or download the file again"
+            f"{place}: is damaged ({error}), or a text in it holds a brace without its other; copy "
+            "or download the file again"
         ) from None
 
 
@@ -161,7 +163,7 @@ def _raw_frame(record: _Record[Any], place: str) -> RawFrame:
     }
     moments = [site.properties and site.properties.magmom for site in record.structure.sites]
     if any(moment is not None for moment in moments):
-        results["magmoms"] = np.array(moments, dtype=np.float64)  # NaN for None
+        results["magmoms"] = numbers_of(moments, "the magmom of its sites", place)
     info = {name: getattr(record, name) for name in _SCALARS}
     info["frame_id"] = record.matpes_id
     info["mp_id"] = record.provenance and record.provenance.original_mp_id

@@ -84,11 +84,13 @@ def geometry(structure: Structure[Any], place: str) -> dict[str, Any]:
     """
     sites = structure.sites
     matrix = np.array(structure.lattice.matrix, dtype=np.float64)
+    if matrix.shape != (3, 3):
+        raise DataError(f"{place}: its lattice has {len(matrix)} vectors, expected 3; correct it")
     fractional = [site.abc for site in sites if site.abc is not None]
     if len(fractional) == len(sites):
         positions = vectors(fractional) @ matrix
     else:
-        positions = np.array([site.xyz for site in sites], dtype=np.float64)
+        positions = numbers_of([site.xyz for site in sites], "the xyz of its sites", place)
     return {
         "numbers": _atomic_numbers(sites, place),
         "positions": positions,
@@ -108,12 +110,22 @@ def kbar_of_vasp(stress: Any, place: str) -> NDArray[np.float64] | None:
     Raises:
         DataError: it is no array.
     """
-    if stress is None:
-        return None
+    return None if stress is None else numbers_of(stress, "its stress", place) * KBAR_VASP
+
+
+def numbers_of(value: Any, what: str, place: str) -> NDArray[np.float64]:
+    """Return an array; None is NaN.
+
+    Raises:
+        DataError: it is ragged, or holds something else.
+    """
     try:
-        return np.array(stress, dtype=np.float64) * KBAR_VASP
-    except ValueError:
-        raise DataError(f"{place}: its stress is ragged; expected 3x3 numbers in kbar") from None
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or np.asarray(value).dtype.kind in "US":
+        raise DataError(f"{place}: {what} is ragged or holds more than numbers; correct it")
+    return array
 
 
 def _atomic_numbers(sites: list[Any], place: str) -> NDArray[np.int64]:

@@ -89,6 +89,8 @@ def test_moments_may_be_missing_on_some_sites(listed, write):
         ({"forces": [[0.0]] * 4}, r"length 3, got 1 - at `\$\.forces"),
         ({"stress": [1.0] * 5}, "'stress' has shape"),
         ({"stress": [[1.0], 2.0]}, "stress is ragged"),
+        ({"stress": [{"xx": 1.0}]}, "stress is ragged or holds more than numbers"),
+        ({"stress": ["1", "2", "3", "4", "5", "6"]}, "stress is ragged or holds more than numbers"),
         ({"structure": None}, "Expected `object`"),
         ({"energy": float("nan")}, "energy is nan; expected a finite number"),
         ({"energy": "none"}, r"\$\.energy"),
@@ -101,6 +103,20 @@ def test_a_fault_is_named_with_file_and_frame(change, message, listed, write):
         list(read_structures(path))
     assert str(path) in str(caught.value)
     assert "frame 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s["lattice"]["matrix"].pop(), "its lattice has 2 vectors, expected 3"),
+        (lambda s: s["sites"][0]["properties"].update(magmom={"z": 1.0}), "the magmom of its"),
+        (lambda s: s["sites"][0]["properties"].update(magmom=[0, 0, 1.0]), "the magmom of its"),
+    ],
+)
+def test_structures_of_another_layout_are_named(spoil, message, listed, write):
+    spoil(listed[2]["structure"])
+    with pytest.raises(DataError, match=f"frame 2 .*{message}"):
+        list(read_structures(write(listed)))
 
 
 def test_disordered_sites_are_refused(listed, write):
