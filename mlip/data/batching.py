@@ -83,7 +83,7 @@ class GraphLoader:
         self.epoch = 0
         self.done = 0  # batches of this epoch already given
         self._skip = 0  # batches to leave out of the next pass, after `load_state_dict`
-        self.regrouped = False  # whether it goes on with another number of processes
+        self.regrouped: int | None = None  # `done` after another number of processes, if so
         self._begun = False  # whether this epoch's pass has begun
         self._planned: tuple[int, Plan] | None = None
         repeats = None if repeats is None else _checked(repeats, len(indices))
@@ -151,10 +151,10 @@ class GraphLoader:
         """
         self.start_epoch(int(state["epoch"]))
         done, before = int(state["done"]), int(state.get("world_size", self.world_size))
-        self.regrouped = before != self.world_size
-        if self.regrouped:
+        if before != self.world_size:
             finished = done >= state["batches"]
             done = len(self) if finished else min(done * before // self.world_size, len(self) - 1)
+            self.regrouped = done
         self._skip = self.done = done
 
     def start_epoch(self, epoch: int) -> None:

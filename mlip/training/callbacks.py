@@ -82,9 +82,11 @@ class RunLimits(L.Callback):
             except ValueError:  # not the main thread: signals are the caller's business
                 break
         self._tell_length(trainer)  # a run that continues within an epoch does not start it
-        if self.loader.regrouped:
+        if (done := self.loader.regrouped) is not None:  # Lightning counts in batches of before
             count: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-            count.ready = count.started = count.processed = count.completed = self.loader.done
+            before = count.ready
+            for name in ("ready", "started", "processed", "completed"):  # completed may lag by one
+                setattr(count, name, getattr(count, name) + done - before)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the loader which epoch's order to use, and Lightning how many batches that makes.
