@@ -117,8 +117,8 @@ class Relaxer:
     ) -> list[RelaxResult | DataError]:
         """Relax structures side by side, their forces predicted in batches.
 
-        Each takes the steps that it would take alone, to rounding. For small structures this is
-        several times faster than one after another.
+        Each takes the steps that it would take alone, to rounding. On one CPU thread sixteen
+        crystals of 2 to 16 atoms take 0.5 to 0.7 of the time (data/results/relaxations.json).
 
         Args:
             structures: as `relax` takes them.

@@ -294,6 +294,8 @@ def measure_relaxations(models: list[str], repeats: int) -> Iterator[Row]:
             for crystal in crystals:
                 crystal.positions += rng.normal(scale=0.02, size=(len(atoms), 3))
             potential = untrained(name, set(atoms.numbers.tolist()))
+            for parameter in potential.parameters():  # fresh ones give no forces: nothing to do
+                parameter.data += 0.02 * torch.randn_like(parameter)
             relaxer = Relaxer(potential, fmax=1e-9, steps=RELAXATION, device="cpu")
             times = medians(
                 {
@@ -302,6 +304,9 @@ def measure_relaxations(models: list[str], repeats: int) -> Iterator[Row]:
                 },
                 repeats,
             )
+            results = relaxer.relax_many(crystals)
+            if any(isinstance(r, Exception) or r.n_steps < RELAXATION for r in results):
+                raise RuntimeError(f"{name}: a relaxation ended before {RELAXATION} steps")
             steps = TOGETHER * (RELAXATION + 1)
             yield {
                 "model": name,

@@ -219,7 +219,7 @@ class EpochLog(L.Callback):
 
     METRICS = (
         "train/loss", "train/energy_per_atom_mae", "train/forces_mae", "train/stress_mae",
-        "val/loss", "val/energy_mae", "val/energy_rmse", "val/energy_per_atom_mae",
+        "val/loss", "val/score", "val/energy_mae", "val/energy_rmse", "val/energy_per_atom_mae",
         "val/energy_per_atom_rmse", "val/forces_mae", "val/forces_rmse", "val/forces_cos",
         "val/stress_mae", "val/stress_rmse",
     )  # fmt: skip
@@ -241,7 +241,7 @@ class EpochLog(L.Callback):
         self._atoms = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Remember the best loss, so that a resumed run does not announce a worse one."""
+        """Remember the best score, so that a resumed run does not announce a worse one."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -303,8 +303,9 @@ class EpochLog(L.Callback):
     def _line(self, row: dict[str, Any], seconds: float) -> str:
         total = f"/{self.max_epochs}" if self.max_epochs else ""
         loss = row.get("val/loss", row.get("train/loss", float("inf")))
-        best = loss < self.best
-        self.best = min(loss, self.best)
+        score = row.get("val/score", loss)
+        best = score < self.best
+        self.best = min(score, self.best)
         return (
             f"Epoch {row['epoch']:>4}{total} | loss {row.get('train/loss', float('nan')):.4f} | "
             f"val {loss:.4f}{_errors(row, 'val/')} | lr {row['lr']:.1e} | {seconds:.1f} s "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,23 @@ class HuberLoss:
             for name, (total, count) in sums.items()
         ]
         return torch.stack(terms).sum()
+
+    def score(self, errors: Mapping[str, float]) -> float:
+        """Return mean absolute errors with the weights and in the units of the loss.
+
+        This chooses the best weights. A validation set is small and its loss is mostly that of its
+        worst structures, which says little about the others.
+
+        Args:
+            errors: of those of `energy_per_atom_mae`, `forces_mae`, `stress_mae` that are known.
+        """
+        terms = (
+            ("energy_per_atom_mae", self.energy_weight),
+            ("forces_mae", self.forces_weight),
+            ("stress_mae", self.stress_weight * ATOM_VOLUME),
+        )
+        known = [weight * errors[name] for name, weight in terms if weight and name in errors]
+        return sum(known) / self.force_scale if known else float("nan")
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a term that an objective adds."""

@@ -221,6 +221,8 @@ class PotentialModule(L.LightningModule):
             merged = ErrorSums()
             merged.load(shared[f"errors {name}"])
             out |= {f"{part}/{name}{k}": v for k, v in merged.compute().items()}
+            if part == "val" and not name:
+                out["val/score"] = self.loss.score(merged.compute())
         return out
 
     def _accumulated(self, part: str) -> dict[str, ErrorSums]:

@@ -376,7 +376,7 @@ def _checkpoints(folder: Path, *, has_val: bool) -> list[Callback]:
     best = ModelCheckpoint(
         dirpath=folder,
         filename="best",
-        monitor="val/loss",
+        monitor="val/score",
         mode="min",
         save_on_train_epoch_end=False,  # but after validation: a signal may end the run in between
         enable_version_counter=False,

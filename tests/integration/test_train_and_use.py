@@ -67,8 +67,8 @@ def test_train_then_use(mlip, tmp_path):
     assert card["recipe"]["seed"] == 1
     last = rows[-1]
     assert document["metrics"]["train/loss"] == pytest.approx(float(last["train/loss"]))
-    best = min(float(row["val/loss"]) for row in rows)  # the file holds the best weights
-    assert document["metrics"]["val/loss"] == pytest.approx(best, rel=1e-5)
+    best = min(rows, key=lambda row: float(row["val/score"]))  # the file holds the best weights
+    assert document["metrics"]["val/loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
     for operation in ("rotation", "inversion"):  # float32: 7 digits of forces of 1 eV/Å
         assert 0 < document["symmetry_errors"][operation]["forces_rmse"] < 1e-5
     mlip("evaluate", potential, DATA, "--output", tmp_path / "e.json", check=0)

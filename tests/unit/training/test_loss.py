@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +134,15 @@ def test_errors_of_a_source_are_those_of_its_structures():
         assert errors.compute()[f"{name}/forces_mae"] == found[name].metrics["forces_mae"]
     assert found["a"].metrics["forces_mae"] != found["b"].metrics["forces_mae"]
     assert found["nobody"].metrics == {}
+
+
+def test_the_score_is_made_of_mean_absolute_errors():
+    """In the weights and units of the loss; what is unknown or has no weight does not count."""
+    loss = HuberLoss(
+        energy_weight=2.0, forces_weight=1.0, stress_weight=0.5, delta=0.1, force_scale=4.0
+    )
+    errors = {"energy_per_atom_mae": 0.3, "forces_mae": 0.2, "stress_mae": 0.01}
+    assert loss.score(errors) == pytest.approx((2 * 0.3 + 0.2 + 0.5 * 10 * 0.01) / 4)
+    del errors["stress_mae"]
+    assert loss.score(errors) == pytest.approx((2 * 0.3 + 0.2) / 4)
+    assert math.isnan(loss.score({}))
