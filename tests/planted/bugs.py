@@ -108,7 +108,7 @@ MECHANICS = (
     ),
     Bug(
         "kbar keep VASP's sign",
-        "mlip/data/readers/mptrj.py",
+        "mlip/data/readers/pymatgen_json.py",
         'KBAR_VASP: Final = -stress_factor("kbar")',
         'KBAR_VASP: Final = stress_factor("kbar")',
         ("tests/unit/readers/test_mptrj.py::test_kbar_of_vasp_to_ase",),

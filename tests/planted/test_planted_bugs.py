@@ -98,7 +98,8 @@ def test_the_table_fits_the_code(bug):
     """Not marked: whoever changes a line that a bug is planted in is told at once."""
     text = (ROOT / bug.file).read_text()
     assert text.count(bug.old) == 1, f"{bug.file} changed: update the row in tests/planted/bugs.py"
-    ast.parse(text.replace(bug.old, bug.new))
+    if bug.file.endswith(".py"):
+        ast.parse(text.replace(bug.old, bug.new))
     assert bug.new != bug.old
     assert bug.tests
     for test in bug.tests:
