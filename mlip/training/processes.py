@@ -127,7 +127,7 @@ def together(trainer: L.Trainer) -> Iterator[None]:
             launcher.kill(signal.SIGKILL)  # type: ignore[union-attr]  they wait for this one
         if world_size() > 1 and isinstance(error, RuntimeError) and _OTHER_ENDED.search(str(error)):
             raise TrainingError(
-                "another process of this run has ended; its message is above or in train.log; "
+                "another process of this run has ended; its message is above this one; "
                 "continue with resume=auto"
             ) from error
         raise
