@@ -148,13 +148,13 @@ def train_mace(environment: Path, dataset: str, budgets: list[float], known: dic
     """Yield the points of MACE that are not known."""
     with tempfile.TemporaryDirectory() as scratch:
         mace = Mace(environment, dataset, Path(scratch))
-        known["versions"] = mace.versions()
         if "seconds_per_epoch" not in known:
             known["seconds_per_epoch"] = mace.seconds_per_frame() * len(mace.train)
         for budget in budgets:
             epochs = max(1, round(budget / known["seconds_per_epoch"]))
             if f"{budget:g}" in known["points"]:
                 continue
+            known["versions"] = mace.versions()
             model, seconds = mace.run(mace.train, epochs, f"{budget:g}")
             yield (
                 f"{budget:g}",
@@ -168,12 +168,12 @@ def train_mace(environment: Path, dataset: str, budgets: list[float], known: dic
 
 def train_ours(model: str, budgets: list[float], known: dict[str, Any], options: Any) -> Any:
     """Yield the points of one of our models that are not known."""
-    known["versions"] = package_versions()
     if "seconds_per_step" not in known:
         known["seconds_per_step"] = seconds_per_step(model, options)
     for budget in budgets:
         if f"{budget:g}" in known["points"]:
             continue
+        known["versions"] = package_versions()
         steps = max(1, round(budget / known["seconds_per_step"]))
         with tempfile.TemporaryDirectory() as folder:
             run, seconds = train_for(steps, model, Path(folder) / "run", options)

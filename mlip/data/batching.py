@@ -136,11 +136,10 @@ class GraphLoader:
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands."""
-        batches = len(self)
         return {
             "epoch": self.epoch,
             "done": self.done,
-            "batches": batches,
+            "batches": len(self),
             "world_size": self.world_size,
         }
 

@@ -117,7 +117,7 @@ def processes(trainer: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def together(trainer: L.Trainer) -> Iterator[None]:
+def one_ends_all(trainer: L.Trainer) -> Iterator[None]:
     """Let an error in this process end the others, and say so if another one's ended this."""
     try:
         yield

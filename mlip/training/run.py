@@ -41,10 +41,10 @@ from mlip.training.processes import (
     AveragedGradients,
     check_started,
     number_of,
+    one_ends_all,
     processes,
     rank_of,
     tell_folder,
-    together,
 )
 from mlip.training.run_folder import (
     choose_folder,
@@ -142,6 +142,7 @@ def _train(
     rank, number = rank_of(options), number_of(options)
     if rank == 0:
         record_start(config, data, out_dir)
+    if rank == 0 and number > 1:
         tell_folder(out_dir)
 
     share = {"rank": rank, "world_size": number, "beside": options["devices"]}
@@ -179,32 +180,11 @@ def _train(
         callbacks.append(WarmEMA(config["ema"]["decay"]))
     callbacks.append(guard)
     callbacks += _checkpoints(folder, has_val=val is not None)
-    show_bar = sys.stderr.isatty()
-    if show_bar:
-        callbacks.append(RichProgressBar(leave=False))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # advice on workers and logging steps
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        trainer = L.Trainer(
-            max_epochs=options["max_epochs"] or -1,
-            accelerator=_accelerator(options["accelerator"]),
-            devices=options["devices"],
-            num_nodes=options["num_nodes"],
-            strategy=AveragedGradients() if number > 1 else "auto",
-            precision=options["precision"],
-            gradient_clip_val=options["gradient_clip"] or None,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            logger=_logger(config, out_dir),
-            enable_progress_bar=show_bar,
-            enable_model_summary=False,
-            inference_mode=False,  # forces need autograd in validation
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            log_every_n_steps=1,
-            default_root_dir=out_dir,
-        )
+        trainer = _trainer(config, out_dir, callbacks)
         if checkpoint is None or not guard.used_up(read_checkpoint(checkpoint)):
             if (trainer.world_size, trainer.global_rank) != (number, rank):
                 raise ConfigError(
@@ -212,13 +192,37 @@ def _train(
                     f"{trainer.global_rank} of {trainer.world_size}; start them by torchrun or srun"
                 )
             try:
-                with together(trainer):
+                with one_ends_all(trainer):
                     trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
             except Interrupted:
                 if rank == 0:
                     raise
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
     return potential, loss, seen, time.monotonic() - began
+
+
+def _trainer(config: Config, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
+    options = config["trainer"]
+    show_bar = sys.stderr.isatty()
+    return L.Trainer(
+        max_epochs=options["max_epochs"] or -1,
+        accelerator=_accelerator(options["accelerator"]),
+        devices=options["devices"],
+        num_nodes=options["num_nodes"],
+        strategy=AveragedGradients() if number_of(options) > 1 else "auto",
+        precision=options["precision"],
+        gradient_clip_val=options["gradient_clip"] or None,
+        callbacks=[*callbacks, *([RichProgressBar(leave=False)] if show_bar else [])],
+        plugins=[AtomicCheckpointIO()],
+        logger=_logger(config, out_dir),
+        enable_progress_bar=show_bar,
+        enable_model_summary=False,
+        inference_mode=False,  # forces need autograd in validation
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        default_root_dir=out_dir,
+    )
 
 
 def _finish(

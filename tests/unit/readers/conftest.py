@@ -298,3 +298,15 @@ def forms(tmp_path: Path, write_rows) -> dict[str, Callable[[list[Atoms]], Path]
             "matpes.jsonl", lambda p, f: p.write_text("\n".join(map(json.dumps, records(f))))
         ),
     }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a text, or anything as JSON."""
+
+    def run(content: object, name: str = "frames.json") -> Path:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return run

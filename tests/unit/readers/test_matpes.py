@@ -17,16 +17,6 @@ def listed(crystals, to_matpes):
     return to_matpes(crystals)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def run(content, name="MatPES-PBE-2025.1.json"):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return run
-
-
 def test_kbar_of_vasp_to_ase(listed, write):
     """A compressed crystal; components in ASE's order."""
     listed[0]["stress"] = [100.0, 200.0, 300.0, 3.0, 2.0, 1.0]

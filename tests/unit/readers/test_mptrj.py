@@ -20,16 +20,6 @@ def nested(crystals, to_mptrj):
     return to_mptrj(crystals)
 
 
-@pytest.fixture
-def write(tmp_path):
-    def run(content, name="mptrj.json"):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return run
-
-
 def first(nested):
     return nested["mp-0"]["mp-90-0-0"]
 

@@ -16,10 +16,10 @@ from mlip.training.processes import (
     AveragedGradients,
     check_started,
     number_of,
+    one_ends_all,
     processes,
     rank_of,
     shared_folder,
-    together,
 )
 
 NAMES = (
@@ -109,7 +109,7 @@ def test_an_error_ends_the_others_and_theirs_is_said():
     strategy = AveragedGradients()
     strategy._launcher = Launcher()
     trainer = SimpleNamespace(strategy=strategy)
-    with pytest.raises(ValueError, match="mine"), together(trainer):
+    with pytest.raises(ValueError, match="mine"), one_ends_all(trainer):
         raise ValueError("mine")
     assert killed == [signal.SIGKILL]
 
