@@ -161,7 +161,7 @@ def _threads() -> Iterator[Note]:
 
 def _kernels() -> Iterator[Note]:
     """Say whether convolutions run as compiled loops."""
-    from mlip.models.kernels import compiler
+    from mlip.models.kernels import compiler, fused_sum
 
     try:
         wanted = compiler.mode()
@@ -171,6 +171,12 @@ def _kernels() -> Iterator[Note]:
     if wanted == "torch":
         yield Note("kernels", "in PyTorch (MLIP_KERNELS=torch)")
         return
+    if wanted == "triton":
+        try:
+            fused_sum.require()
+            yield Note("kernels on a GPU", "in Triton, not yet timed (MLIP_KERNELS=triton)")
+        except ConfigError as error:
+            yield Note("kernels on a GPU", str(error), broken=True, advice="unset MLIP_KERNELS")
     reason = compiler.obstacle()
     if reason is None:
         yield Note("kernels", f"compiled by {shlex.join(compiler.compiler() or ())}")

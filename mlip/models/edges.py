@@ -2,11 +2,11 @@
 
 A message is a product of a neighbour's features, a radial weight and a coupling with the spherical
 harmonics of the edge. Written out it is (E, 2l+1, C) and has to be scattered to the centres. Two
-ways do not: compiled loops (`kernels.neighbor_sum`) keep it in registers; without a compiler and on
-an accelerator, edges of each centre lie in padded blocks of `BLOCK`, where the sum over edges is
-part of a matrix product. For Facet-S blocks are 2.3 times faster for 28 neighbours and 2.6 times
-for 60 than blocks of one edge, which are the plain scatter (one thread, energy and forces;
-data/results/edge-blocks.json).
+ways do not: generated loops keep it in registers (`kernels.neighbor_sum` on a CPU with a compiler,
+`kernels.fused_sum` on an accelerator if asked for); else edges of each centre lie in padded blocks
+of `BLOCK`, where the sum over edges is part of a matrix product. For Facet-S blocks are 2.3 times
+faster for 28 neighbours and 2.6 times for 60 than blocks of one edge, which are the plain scatter
+(one thread, energy and forces; data/results/edge-blocks.json).
 
 Letters: N atoms, E edges, T blocks, K basis functions; degree l has 2l+1 components.
 """
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from mlip.models.harmonics import spherical_harmonics
-from mlip.models.kernels import compiler
-from mlip.models.kernels.neighbor_sum import Coupling, fits, neighbor_sum
+from mlip.models.kernels import compiler, fused_sum
+from mlip.models.kernels.layout import Coupling
+from mlip.models.kernels.neighbor_sum import fits, neighbor_sum
 from mlip.models.paths import Path, Paths
 from mlip.models.potential import Geometry
 
@@ -31,11 +32,11 @@ BLOCK = 16  # edges of one centre that are contracted together
 class Edges:
     """The edges of each centre in blocks of `block`, the last one padded with zeros.
 
-    Compiled kernels need no padding: their blocks are of one edge.
+    Generated kernels need no padding: their blocks are of one edge.
     """
 
     block: int
-    compiled: bool
+    kernels: str  # "torch", "compiled" or "triton"
     first: Tensor  # (N + 1,) where the edges of each atom begin, before padding
     source: Tensor  # (T·block,) the neighbour; padding points at atom 0 with zero radial basis
     block_node: Tensor  # (T,) the centre of each block
@@ -63,16 +64,17 @@ class Edges:
         j, i = geometry.edge_index
         if i.device.type == "cpu":  # elsewhere looking would wait for the device
             _check(j, i, geometry.atomic_numbers.shape[0])
-        compiled = i.device.type == "cpu" and compiler.usable()
-        block = 1 if compiled else BLOCK
+        kernels = _kernels(i.device)
+        block = BLOCK if kernels == "torch" else 1
         n = geometry.atomic_numbers.shape[0]
         counts = torch.bincount(i, minlength=n)
         first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         r = geometry.edge_lengths
         unit = geometry.edge_vectors / r[:, None]
         radial, harmonics = basis(r), spherical_harmonics(max_degree, unit)
-        if compiled:
-            return cls(1, True, first, j.contiguous(), i, radial, harmonics, n, coupling, {})
+        if block == 1:
+            j, i = j.contiguous(), i.contiguous()
+            return cls(1, kernels, first, j, i, radial, harmonics, n, coupling, {})
 
         blocks = (counts + block - 1) // block
         block_node = torch.repeat_interleave(blocks)
@@ -84,7 +86,7 @@ class Edges:
         radial, harmonics = padded.split([radial.shape[1], harmonics.shape[1]], dim=1)
         source = torch.zeros(slots, dtype=torch.int64, device=j.device).index_copy(0, slot, j)
         return cls(
-            block, False, first, source, block_node, radial, harmonics, n, coupling, {}
+            block, kernels, first, source, block_node, radial, harmonics, n, coupling, {}
         )  # fmt: skip
 
     def sum(self, paths: Paths, features: Tensor, radial: Tensor, weights: Tensor) -> list[Tensor]:
@@ -99,11 +101,11 @@ class Edges:
         Returns:
             (N, 2l+1, ΣC) for each output, its products beside one another.
         """
-        if self.compiled and fits(paths, radial.dtype):
-            return neighbor_sum(
-                paths, self.coupling, features, self.angular, radial, weights, self.first,
-                self.source,
-            )  # fmt: skip
+        args = (features, self.angular, radial, weights, self.first, self.source)
+        if self.kernels == "compiled" and fits(paths, radial.dtype):
+            return neighbor_sum(paths, self.coupling, *args)
+        if self.kernels == "triton" and radial.dtype in fused_sum.REAL:
+            return fused_sum.fused_sum(paths, self.coupling, *args, centre=self.block_node)
         neighbors = paths.unpack(features[self.source])  # (T·block, 2l1+1, C)
         parts: list[list[Tensor]] = [[] for _ in paths.outputs]
         split = (radial @ weights).split(paths.widths, dim=1)
@@ -132,6 +134,14 @@ class Edges:
         blocks = torch.cat(parts, dim=2)
         total = blocks.new_zeros(self.num_nodes, *blocks.shape[1:])
         return total.index_add(0, self.block_node, blocks)
+
+
+def _kernels(device: torch.device) -> str:
+    """Which kind of sums is wanted and can be had on a device."""
+    if compiler.mode() == "triton" and (device.type != "cpu" or fused_sum.interpreted()):
+        fused_sum.require()
+        return "triton"
+    return "compiled" if device.type == "cpu" and compiler.usable() else "torch"
 
 
 def _check(j: Tensor, i: Tensor, n: int) -> None:

@@ -15,8 +15,11 @@ from typing import Any
 from mlip.errors import ConfigError
 
 Config = dict[str, Any]
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
-PRECISIONS = ("32-true", "64-true")
+WORDS = {  # of `trainer`
+    "accelerator": ("auto", "cpu", "gpu", "cuda"),
+    "precision": ("32-true", "64-true"),
+    "matmul_precision": ("highest", "high", "medium"),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def check_config(config: Config) -> None:
     trainer["max_time"] = parse_duration(trainer["max_time"])
     if trainer["max_epochs"] is None and trainer["max_steps"] is None and not trainer["max_time"]:
         raise ConfigError("give one of trainer.max_epochs, max_steps, max_time")
-    for key, words in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
+    for key, words in WORDS.items():
         if trainer[key] not in words:
             raise ConfigError(f"trainer.{key}={trainer[key]!r} must be one of {', '.join(words)}")
 

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -192,13 +193,24 @@ def _train(
                     f"{trainer.global_rank} of {trainer.world_size}; start them by torchrun or srun"
                 )
             try:
-                with one_ends_all(trainer):
+                with one_ends_all(trainer), _products_in(options["matmul_precision"]):
                     trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
             except Interrupted:
                 if rank == 0:
                     raise
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
     return potential, loss, seen, time.monotonic() - began
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
+    """Multiply float32 matrices in a precision, and as before afterwards: it is the process's."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _trainer(config: Config, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:

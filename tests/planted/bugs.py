@@ -26,6 +26,7 @@ FRAMES = "tests/physics/test_frames.py"
 GROUPS = "tests/unit/test_symmetry.py"
 CALCULATOR = "tests/unit/test_calculator.py"
 SUMS = "tests/unit/test_kernels.py"
+FUSED = "tests/unit/test_fused_sum.py"
 COMPARE = "tests/integration/test_compare.py"
 
 POTENTIAL = "mlip/models/potential.py"
@@ -807,6 +808,20 @@ KERNELS = (
         "radial_weights(edges, u_radial + e0 * PER_EDGE",
         "radial_weights(edges, u_radial + first[i] * PER_EDGE",
         (f"{SUMS}::test_derivatives_are_those_of_all_messages[middle-dtype0]",),
+    ),
+    Bug(
+        "the exchanged argument of a second derivative is differentiated too",
+        "mlip/models/kernels/fused_sum.py",
+        "need and m != k for m, need",
+        "need for m, need",
+        (f"{FUSED}::test_sums_and_derivatives_are_those_of_all_messages[middle-dtype0]",),
+    ),
+    Bug(
+        "only the last input of a layer moves the harmonics",
+        "mlip/models/kernels/fused_source.py",
+        "tl.load(to, e < edges) + tl.sum",
+        "tl.sum",
+        (f"{FUSED}::test_sums_and_derivatives_are_those_of_all_messages[middle-dtype0]",),
     ),
     Bug(
         "a library is loaded that others may have written",

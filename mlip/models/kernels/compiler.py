@@ -27,7 +27,7 @@ from mlip.errors import ConfigError
 
 log = logging.getLogger("mlip")
 
-MODES = ("auto", "torch", "compiled")
+MODES = ("auto", "torch", "compiled", "triton")
 # Sums may be reordered (vectors need it); NaN and infinity stay what they are, and denormal numbers
 # too, which -ffast-math would flush to zero in the whole process.
 FLAGS = [
@@ -42,6 +42,8 @@ INSTEAD = "MLIP_KERNELS=torch does without"
 
 def mode() -> str:
     """Which kernels to use: "auto" (compiled if there is a compiler), "torch" or "compiled".
+
+    "triton" is "auto" on a CPU, and `fused_sum` on an accelerator.
 
     Raises:
         ConfigError: the environment variable MLIP_KERNELS says something else.

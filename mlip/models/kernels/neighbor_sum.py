@@ -10,7 +10,6 @@ Letters: N atoms, E edges sorted by centre, K radial functions, W radial weights
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,16 @@ import torch
 from torch import Tensor
 
 from mlip.models.kernels.compiler import load
-from mlip.models.paths import Path, Paths
+from mlip.models.kernels.layout import (
+    Coupling,
+    feature_size,
+    offsets,
+    output_sizes,
+    products,
+    split_outputs,
+)
+from mlip.models.paths import Paths
 
-Coupling = Callable[[Path, torch.dtype, torch.device], Tensor]  # (2l2+1, (2l3+1)(2l1+1))
 FUNCTIONS = ("forward", "backward", "backward_twice")
 REAL = {torch.float32: "float", torch.float64: "double"}
 EDGES_PER_THREAD = 1000  # fewer are not worth waking a thread for
@@ -38,7 +44,7 @@ TILE = 4  # as in neighbor_sum.c
 def fits(paths: Paths, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for such a layer: single or double precision, not too wide."""
     product = max((2 * degree + 1) * channels for channels, degree in paths.inputs)
-    numbers = 2 * _out_size(paths) + 4 * TILE * sum(paths.widths) + 4 * product
+    numbers = 2 * sum(output_sizes(paths)) + 4 * TILE * sum(paths.widths) + 4 * product
     return dtype in REAL and numbers * dtype.itemsize <= MAX_STACK
 
 
@@ -78,10 +84,7 @@ def neighbor_sum(
     kernel = _kernel(paths, coupling, harmonics.shape[1], width, radial.dtype)
     args = [x.contiguous() for x in (features, harmonics, radial, weights)]
     out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
-    n = len(features)
-    shapes = [(n, 2 * d + 1, g) for d, g in zip(paths.outputs, paths.gathered, strict=True)]
-    parts = out.split([math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return split_outputs(paths, out, len(features))
 
 
 def _check(
@@ -91,7 +94,7 @@ def _check(
     """Expect what the C functions take for granted; the entries of `source` are `Edges`'s care."""
     n, edges = len(first) - 1, len(source)
     wanted = {
-        "features": (features, (n, sum((2 * d + 1) * c for c, d in paths.inputs))),
+        "features": (features, (n, feature_size(paths))),
         "harmonics": (harmonics, (edges, harmonics.shape[1])),
         "radial": (radial, (edges, radial.shape[1])),
         "weights": (weights, (radial.shape[1], sum(paths.widths))),
@@ -122,7 +125,7 @@ class _Kernel:
         self, paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
     ) -> None:
         self.paths = paths
-        self.out_size = _out_size(paths)
+        self.out_size = sum(output_sizes(paths))
         self._source = _header(paths, coupling, harmonics, radial, dtype, self.out_size) + (
             files("mlip.models.kernels") / "neighbor_sum.c"
         ).read_text(encoding="utf-8")
@@ -283,28 +286,20 @@ def _header(
     paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype, out: int
 ) -> str:
     """What `neighbor_sum.c` expects in front of it."""
-    at_input = _offsets([(2 * degree + 1) * c for c, degree in paths.inputs])
-    at_output = _offsets(
-        [(2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True)]
-    )
+    at_output = offsets(output_sizes(paths))
     outputs = [f"DO({a}, {b - a})" for a, b in pairwise(at_output)]
-    column = [0] * len(paths.outputs)
     tables: dict[str, str] = {}
     rows = []
-    for (i, path, o), width, at_w in zip(
-        paths.products, paths.widths, _offsets(paths.widths), strict=False
-    ):
-        l1, l2, l3 = path
-        name = f"coupling_{l1}_{l2}_{l3}"
-        tables[name] = _table(name, coupling(path, torch.float64, torch.device("cpu")), 2 * l1 + 1)
-        at_out, stride = at_output[o] + column[o], paths.gathered[o]
-        column[o] += width
+    for p in products(paths):
+        name = "coupling_{}_{}_{}".format(*p.path)
+        d1, d2, d3 = p.dimensions
+        tables[name] = _table(name, coupling(p.path, torch.float64, torch.device("cpu")), d1)
         rows.append(
-            f"DO({name}, {2 * l1 + 1}, {2 * l2 + 1}, {2 * l3 + 1}, {width}, {at_input[i]}, "
-            f"{l2 * l2}, {at_w}, {at_out}, {stride})"
+            f"DO({name}, {d1}, {d2}, {d3}, {p.channels}, {p.at_feature}, {p.at_harmonic}, "
+            f"{p.at_weight}, {p.at_output + p.column}, {p.stride})"
         )
     sizes = {
-        "RADIAL": radial, "WEIGHTS": sum(paths.widths), "FEATURES": at_input[-1],
+        "RADIAL": radial, "WEIGHTS": sum(paths.widths), "FEATURES": feature_size(paths),
         "HARMONICS": harmonics, "OUT": out,
     }  # fmt: skip
     return "\n".join(
@@ -320,11 +315,6 @@ def _header(
     )
 
 
-def _out_size(paths: Paths) -> int:
-    """Numbers of all outputs of an atom."""
-    return sum((2 * d + 1) * g for d, g in zip(paths.outputs, paths.gathered, strict=True))
-
-
 def _table(name: str, constants: Tensor, d1: int) -> str:
     """A coupling (2l2+1, (2l3+1)(2l1+1)) as an array, and its terms."""
     numbers = ", ".join(map(repr, constants.flatten().tolist()))
@@ -336,10 +326,3 @@ def _table(name: str, constants: Tensor, d1: int) -> str:
     ]
     array = f"static const real {name}[] = {{{numbers}}};"
     return f"{array}\n#define {name}_terms(TERM) {' '.join(terms)}"
-
-
-def _offsets(sizes: Sequence[int]) -> list[int]:
-    out = [0]
-    for size in sizes:
-        out.append(out[-1] + size)
-    return out
