@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mlip.models.kernels import compiler
 
@@ -63,3 +64,38 @@ def test_relaxations_are_timed_alone_and_together(monkeypatch, tmp_path):
     for row in found:
         ratio = row["alone_step_ms"] / row["together_step_ms"]
         assert row["faster"] == pytest.approx(ratio, rel=0.05)
+
+
+@pytest.mark.skipif(compiler.compiler() is None, reason="there is no C compiler")
+def test_the_script_for_gpus_checks_before_it_times(monkeypatch, tmp_path, capsys):
+    """On the CPU, where it compares compiled loops with PyTorch's."""
+    script, out = SCRIPT.with_name("benchmark_gpu.py"), tmp_path / "out.json"
+    options = [
+        "--device",
+        "cpu",
+        "--models",
+        "facet-xs",
+        "--sizes",
+        "8",
+        "--repeats",
+        "1",
+        "--json",
+    ]
+    monkeypatch.setattr(sys, "argv", [str(script), *options, str(out)])
+    monkeypatch.syspath_prepend(str(script.parent))
+    space = runpy.run_path(str(script))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    space["main"]()
+    checked, timed = (
+        json.loads(out.read_text())["rows"][part] for part in (slice(2), slice(2, None))
+    )
+    assert [row["kernels"] for row in checked] == ["torch", "compiled"]
+    assert all(0 < e < 1e-4 for row in checked for e in row["errors"].values())
+    assert [row["of"] for row in timed] == ["call", "call", "training step", "training step"]
+    assert all(row["ms"] > 0 for row in timed)
+
+    real = space["errors"]
+    wrong = lambda *args: real(*args) | {"forces": float("nan")}  # noqa: E731
+    monkeypatch.setitem(space["main"].__globals__, "errors", wrong)
+    with pytest.raises(SystemExit, match=r"facet-xs with torch: forces are wrong"):
+        space["main"]()

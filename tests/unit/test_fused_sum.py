@@ -22,7 +22,7 @@ from mlip.models.kernels import fused_sum
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
-    not fused_sum.interpreted(), reason="a GPU runs the real kernels: pytest -m gpu"
+    not fused_sum.interpreted(), reason="where there is a GPU: pytest -m gpu tests/unit/test_gpu.py"
 )
 
 
