@@ -110,3 +110,15 @@ def test_the_learning_curves_are_what_was_measured():
         for p in [known["points"][budget] for known in models.values()]
     ]
     assert quoted == measured
+
+
+def test_the_rates_of_large_data_are_what_was_measured():
+    found = results("data-path.json")
+    rows = round(found["omol25_rows"]["rows_per_cpu_s"], -2)
+    big = found["twenty_million_structures"]
+    assert (
+        f"converts {rows:,.0f} small rows of OMol25 or {found['mptrj_json']['mb_per_cpu_s']:.0f} MB"
+        in readme()
+    )
+    assert f"{big['total_s']:.1f} s and {big['peak_resident_mb'] / 1000:.2f} GB" in readme()
+    assert f"reading one costs {found['reads']['store_us']:.0f} µs" in readme()
