@@ -112,11 +112,14 @@ def main() -> None:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
     folder = ROOT / "outputs" / "models" / name.replace(" ", "-")
-    for model in options.models:
+    for model in options.models:  # all at first: one after another in the same conditions
         known = entry["models"].setdefault(model, {})
         if "seconds_per_step" not in known:
             known["seconds_per_step"] = seconds_per_step(model, options)
             save()
+            print(f"{model}: {known['seconds_per_step']:.3f} s a step", flush=True)
+    for model in options.models:
+        known = entry["models"][model]
         steps = {
             "equal_steps": options.steps,
             "equal_time": round(options.seconds / known["seconds_per_step"]),
