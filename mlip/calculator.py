@@ -17,7 +17,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.errors import ConfigError, DataError
-from mlip.graph import AtomGraph, add_edges, collate, structure_arrays
+from mlip.graph import Arrays, AtomGraph, structure_arrays
 from mlip.models.potential import Potential, Prediction, check_species
 from mlip.potential_file import load_potential, resolve_device, resolve_dtype
 from mlip.symmetry import group_averaged, rotation_group
@@ -168,25 +168,27 @@ class MLIPCalculator(Calculator):
         charge, spin = self._state = _charge_spin(atoms)
         bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         bare.info.update(charge=charge, spin=self._spin(charge, spin, atoms))
-        arrays = add_edges(structure_arrays(bare), self.cutoff)
-        (self.results,) = self.evaluate([AtomGraph.from_arrays([arrays])])
+        (self.results,) = self.evaluate([structure_arrays(bare)])
 
-    def evaluate(self, graphs: Sequence[AtomGraph]) -> list[dict[str, Any]]:
+    def evaluate(self, structures: Sequence[Arrays]) -> list[dict[str, Any]]:
         """Return the results of structures, predicted as one batch.
 
         Args:
-            graphs: of one structure each, with all edges within `cutoff`.
+            structures: as `structure_arrays` gives them.
 
         Returns:
             What ASE calls `results`, for each: eV, eV/Å, eV/Å³; no stress without a 3-D cell.
+
+        Raises:
+            DataError: cell or positions of a structure cannot be used.
         """
-        graph = collate(graphs).to(self.device)
+        graph = AtomGraph.connected(structures, self.cutoff, self.device)
         members = zip(self.potentials, self._heads, strict=True)
         outputs = [self._predict(p, graph.with_head(head)) for p, head in members]
         names = ("energy", "node_energy", "forces", "stress")
         arrays = {n: np.stack([getattr(o, n).cpu().numpy() for o in outputs]) for n in names}
         periodic = graph.pbc.all(1).tolist()
-        ends = np.cumsum([len(g.atomic_numbers) for g in graphs]).tolist()
+        ends = np.cumsum([len(s["atomic_numbers"]) for s in structures]).tolist()
         found = []
         for k, (begin, end) in enumerate(pairwise([0, *ends])):
             energies = arrays["energy"][:, k].astype(np.float64)

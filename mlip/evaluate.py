@@ -13,7 +13,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from mlip.graph import AtomGraph, collate
+from mlip.graph import AtomGraph, structure_arrays
 from mlip.models.potential import Potential, Prediction, check_species
 from mlip.quantities import QUANTITIES
 
@@ -222,7 +222,7 @@ def batches_of(
 
     Args:
         structures: consumed one by one.
-        potential: for its cutoff and elements.
+        potential: for its cutoff, its elements and the device that batches are to be on.
         max_atoms: of a batch.
         head: name of the level of theory that predictions are to be of.
 
@@ -236,8 +236,8 @@ def batches_of(
     size = 0
 
     def graph() -> AtomGraph:
-        graphs = [AtomGraph.from_atoms(a, potential.cutoff) for a in waiting]
-        return collate(graphs).with_head(number)
+        arrays = [structure_arrays(atoms) for atoms in waiting]
+        return AtomGraph.connected(arrays, potential.cutoff, potential.device).with_head(number)
 
     for atoms in structures:
         check_species(atoms.numbers, known)

@@ -20,8 +20,9 @@ import torch
 from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
+from mlip.device_neighbors import batched_neighbor_list
 from mlip.errors import DataError
-from mlip.neighbors import neighbor_list
+from mlip.neighbors import check_positions, complete_cells, neighbor_list
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -66,6 +67,10 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
         "source": Field("graph", (), torch.int64, "index of its source", missing=-1),
     }
 )
+NO_EDGES: Final[Arrays] = {
+    "edge_index": np.zeros((2, 0), dtype=np.int64),
+    "edge_shift": np.zeros((0, 3), dtype=np.int32),
+}
 LABELS: Final = tuple(name for name, field in SCHEMA.items() if field.label)
 
 
@@ -157,6 +162,33 @@ class AtomGraph:
         batch = torch.repeat_interleave(torch.from_numpy(counts))
         return cls(**out, batch=batch, ptr=torch.from_numpy(ptr))
 
+    @classmethod
+    def connected(
+        cls, structures: Sequence[Arrays], cutoff: float, device: torch.device
+    ) -> AtomGraph:
+        """Find the neighbours of structures and return the batch of them on `device`.
+
+        An accelerator finds them itself, of all structures at once: the same edges, though those of
+        a centre may come in another order.
+
+        Args:
+            structures: as `structure_arrays` gives them.
+            cutoff: radius of the neighbour list, Å.
+            device: where the batch is to be.
+
+        Raises:
+            DataError: cell or positions of a structure cannot be used.
+        """
+        if not _finds_neighbors(device):
+            return cls.from_arrays([add_edges(s, cutoff) for s in structures]).to(device)
+        for structure in structures:
+            check_positions(structure["positions"])
+        cells, pbc = (np.concatenate([s[name] for s in structures]) for name in ("cell", "pbc"))
+        box = torch.from_numpy(complete_cells(cells, pbc)).to(device)
+        graph = cls.from_arrays([{**s, **NO_EDGES} for s in structures]).to(device)
+        index, shift = batched_neighbor_list(graph.positions, box, graph.pbc, graph.batch, cutoff)
+        return replace(graph, edge_index=index, edge_shift=shift)
+
     def to_pyg(self) -> Data:
         """Return the same tensors as a torch-geometric `Data` (no copy)."""
         from torch_geometric.data import Data
@@ -240,6 +272,11 @@ def add_edges(arrays: Arrays, cutoff: float) -> dict[str, np.ndarray]:
     """Return `arrays` with `edge_index` and `edge_shift` for `cutoff` (Å)."""
     index, shift = neighbor_list(arrays["positions"], arrays["cell"][0], arrays["pbc"][0], cutoff)
     return {**arrays, "edge_index": index, "edge_shift": shift}
+
+
+def _finds_neighbors(device: torch.device) -> bool:
+    """Whether edges are found where they are used; on a CPU `vesin` is faster."""
+    return device.type != "cpu"
 
 
 def _get(sample: Arrays, name: str, field: Field, n: int) -> np.ndarray:

@@ -1,16 +1,18 @@
-"""Neighbour lists: the only place where periodic images are found.
+"""Neighbour lists: one contract for periodic images, and how they are found on the CPU.
 
-One function, one convention. `vesin` finds the neighbours; where atoms are so sparse that its grid
-of cells is mostly vacuum a k-d tree does, because vesin 0.6 then takes minutes (one atom that left
-a wire) or ends the process by a division by zero (one that left a slab by micrometres). The
-brute-force oracle that checks both lives with the tests.
+`vesin` finds the neighbours; where atoms are so sparse that its grid of cells is mostly vacuum a
+k-d tree does, because vesin 0.6 then takes minutes (one atom that left a wire) or ends the process
+by a division by zero (one that left a slab by micrometres). `device_neighbors` finds the same edges
+on an accelerator; nothing else looks for images. What structures must be is checked here for both,
+and the brute-force oracle that checks all lives with the tests.
 """
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import null_space
 from scipy.spatial import KDTree
 from vesin import NeighborList
 
@@ -45,15 +47,7 @@ def neighbor_list(
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
-    if not np.isfinite(positions).all():
-        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-        raise DataError(f"positions of atoms {bad[:5].tolist()} are not finite; fix the structure")
-    if (np.abs(positions) > FARTHEST).any():
-        bad = np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))
-        raise DataError(
-            f"atoms {bad[:5].tolist()} are more than {FARTHEST:g} A from the origin: a run that "
-            "exploded, or positions that are not in A"
-        )
+    check_positions(positions)
     if len(positions) == 0:
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int32)
     box = complete_cell(cell, pbc)
@@ -66,12 +60,34 @@ def neighbor_list(
         )
     if len(distance) and distance.min() == 0.0:
         e = int(distance.argmin())
-        raise DataError(
-            f"atoms {int(i[e])} and {int(j[e])} are at the same point; "
-            "remove the duplicate (ase.geometry.get_duplicate_atoms finds them)"
-        )
+        refuse_coincident(int(i[e]), int(j[e]))
     edge_index = np.stack([j.astype(np.int64, copy=False), i.astype(np.int64, copy=False)])
     return edge_index, np.ascontiguousarray(shift, dtype=np.int32)
+
+
+def check_positions(positions: NDArray[np.float64]) -> None:
+    """Refuse coordinates (N, 3) between which there are no distances.
+
+    Raises:
+        DataError: some are not finite or absurd; the message names the atoms.
+    """
+    if not np.isfinite(positions).all():
+        bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+        raise DataError(f"positions of atoms {bad[:5].tolist()} are not finite; fix the structure")
+    if (np.abs(positions) > FARTHEST).any():
+        bad = np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))
+        raise DataError(
+            f"atoms {bad[:5].tolist()} are more than {FARTHEST:g} A from the origin: a run that "
+            "exploded, or positions that are not in A"
+        )
+
+
+def refuse_coincident(i: int, j: int) -> NoReturn:
+    """Raise the DataError about two atoms without a distance."""
+    raise DataError(
+        f"atoms {i} and {j} are at the same point; "
+        "remove the duplicate (ase.geometry.get_duplicate_atoms finds them)"
+    )
 
 
 def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -83,32 +99,54 @@ def complete_cell(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[
     Raises:
         DataError: the periodic axes do not span a lattice.
     """
-    cell = np.array(cell, dtype=np.float64)
-    pbc = np.asarray(pbc, dtype=bool)
-    if not np.isfinite(cell[pbc]).all():
-        raise DataError(f"the cell has entries that are not finite: {cell.tolist()}")
-    lengths = np.linalg.norm(cell, axis=1)
-    if bad := [axis for axis in range(3) if pbc[axis] and lengths[axis] == 0.0]:
+    return _completed(np.array([cell], dtype=np.float64), np.asarray(pbc, dtype=bool))[0]
+
+
+def complete_cells(cells: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Do for cells (B, 3, 3) with axes (B, 3) what `complete_cell` does for one."""
+    out = np.empty(cells.shape)
+    for axes in {tuple(row) for row in pbc.tolist()}:  # no more than eight
+        alike = (pbc == axes).all(axis=1)
+        out[alike] = _completed(cells[alike], np.array(axes))
+    return out
+
+
+def _completed(cells: NDArray[np.float64], pbc: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Complete, in place, cells (n, 3, 3) that repeat along the same axes (3,)."""
+    axes, periodic = np.flatnonzero(pbc), cells[:, pbc]
+    if not np.isfinite(periodic).all():
+        bad = int(np.isfinite(periodic).all(axis=(1, 2)).argmin())
+        raise DataError(f"the cell has entries that are not finite: {cells[bad].tolist()}")
+    lengths = np.sqrt((periodic**2).sum(axis=2))
+    if not lengths.all():
+        bad = int(lengths.all(axis=1).argmin())
         raise DataError(
-            f"axes {bad} are periodic but their lattice vectors are zero; "
-            "set `atoms.cell`, or set `atoms.pbc` to False there"
+            f"axes {axes[lengths[bad] == 0.0].tolist()} are periodic but their lattice vectors "
+            "are zero; set `atoms.cell`, or set `atoms.pbc` to False there"
         )
-    periodic = cell[pbc]
-    if pbc.any():
-        unit = periodic / lengths[pbc][:, None]
-        if np.linalg.svd(unit, compute_uv=False).min() < 1e-6:
-            raise DataError(
-                f"the lattice vectors of the periodic axes are linearly dependent: "
-                f"{periodic.tolist()}; a lattice needs independent ones"
-            )
-    cell[~pbc] = null_space(periodic).T if pbc.any() else np.eye(3)
-    apart = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
-    if thin := [axis for axis in range(3) if pbc[axis] and apart[axis] < THINNEST]:
+    if len(axes) == 0:
+        cells[:] = np.eye(3)
+        return cells
+    unit = periodic / lengths[:, :, None]
+    if len(axes) == 3:
+        singular = np.linalg.svd(unit, compute_uv=False)
+    else:
+        _, singular, orthogonal = np.linalg.svd(unit)
+        cells[:, ~pbc] = orthogonal[:, len(axes) :]
+    if singular.min() < 1e-6:
+        bad = int(singular.min(axis=1).argmin())
         raise DataError(
-            f"lattice planes along axis {thin[0]} are {apart[thin[0]]:.3g} A apart: the cell has "
-            f"collapsed or is not in A: {periodic.tolist()}"
+            f"the lattice vectors of the periodic axes are linearly dependent: "
+            f"{periodic[bad].tolist()}; a lattice needs independent ones"
         )
-    return cell
+    apart = 1.0 / np.sqrt((np.linalg.inv(cells) ** 2).sum(axis=1))[:, pbc]
+    if apart.min() < THINNEST:
+        bad, thin = divmod(int(apart.argmin()), len(axes))
+        raise DataError(
+            f"lattice planes along axis {axes[thin]} are {apart[bad, thin]:.3g} A apart: the cell "
+            f"has collapsed or is not in A: {periodic[bad].tolist()}"
+        )
+    return cells
 
 
 MAX_CELLS = 1e5  # vesin's own limit: beyond it every axis gets fewer cells, a thin one none

@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 from mlip.calculator import MLIPCalculator
 from mlip.errors import DataError
-from mlip.graph import AtomGraph
+from mlip.graph import Arrays
 
 T = TypeVar("T")
 Results = dict[str, Any]
-Ask = Callable[[AtomGraph], Results]
+Ask = Callable[[Arrays], Results]
+Request = tuple[Arrays, Future[Results]]
 
 
 class _Member(MLIPCalculator):
@@ -32,8 +33,8 @@ class _Member(MLIPCalculator):
         self.reset()
         self._ask = ask
 
-    def evaluate(self, graphs: Sequence[AtomGraph]) -> list[Results]:
-        return [self._ask(graph) for graph in graphs]
+    def evaluate(self, structures: Sequence[Arrays]) -> list[Results]:
+        return [self._ask(structure) for structure in structures]
 
 
 def together(
@@ -54,14 +55,14 @@ def together(
     Raises:
         Exception: any other error of a task.
     """
-    requests: SimpleQueue[tuple[AtomGraph, Future[Results]] | None] = SimpleQueue()
+    requests: SimpleQueue[Request | None] = SimpleQueue()
     results: dict[int, Any] = {}
     failures: list[BaseException] = []
     order = itertools.count()  # shared: `next` is one step, whatever the thread
 
-    def ask(graph: AtomGraph) -> Results:
+    def ask(structure: Arrays) -> Results:
         answer: Future[Results] = Future()
-        requests.put((graph, answer))
+        requests.put((structure, answer))
         return answer.result()
 
     def work() -> None:
@@ -77,7 +78,7 @@ def together(
     running = min(at_once, len(tasks))
     for _ in range(running):
         Thread(target=work, daemon=True).start()
-    waiting: list[tuple[AtomGraph, Future[Results]]] = []
+    waiting: list[Request] = []
     while running:
         if (request := requests.get()) is None:
             running -= 1
@@ -91,12 +92,14 @@ def together(
     return [results[index] for index in range(len(tasks))]
 
 
-def _answer(
-    calculator: MLIPCalculator, waiting: Sequence[tuple[AtomGraph, Future[Results]]]
-) -> None:
+def _answer(calculator: MLIPCalculator, waiting: Sequence[Request]) -> None:
     try:
-        found = calculator.evaluate([graph for graph, _ in waiting])
+        found = calculator.evaluate([structure for structure, _ in waiting])
     except Exception as error:  # theirs to raise, each in its thread
+        if isinstance(error, DataError) and len(waiting) > 1:  # the fault of one among them
+            for request in waiting:
+                _answer(calculator, [request])
+            return
         for _, answer in waiting:
             answer.set_exception(error)
     else:

@@ -1,6 +1,6 @@
-"""Time models on one thread: calls and training steps, edge blocks, objectives, relaxations.
+"""Time models on one thread: calls and training steps, edge blocks, objectives, relaxations, lists.
 
-Five measurements; what they print is in data/results/ beside the command that gave it:
+Six measurements; what they print is in data/results/ beside the command that gave it:
 
 - models (the default): one calculator call and one training step on crystals and a molecule;
 - edge-blocks: energy and forces of Facet-S with its edges in blocks of several sizes. Blocks of one
@@ -9,10 +9,13 @@ Five measurements; what they print is in data/results/ beside the command that g
   compiled sums over neighbours in every layer, with the arithmetic that their shapes ask for, and
   all the rest;
 - objectives: one training step (loss and gradients, no optimiser) of each objective on molecules;
-- relaxations: a step of a relaxation with the cell, of 16 crystals one after another and together.
+- relaxations: a step of a relaxation with the cell, of 16 crystals one after another and together;
+- neighbors: from arrays to a batch with its edges on `--device`, by vesin on the CPU and a copy,
+  and by the list that finds them on the device. No model.
 
-Process CPU time of one thread, so that other processes on the machine count for little. What is
-compared is run in turns; the first turn is not counted.
+Process CPU time of one thread, so that other processes on the machine count for little; for lists
+on another device, the time that passes until it is done. What is compared is run in turns; the
+first turn is not counted.
 Run: python scripts/benchmark.py [--measure profile] [--json FILE]
 """
 
@@ -43,11 +46,12 @@ from torch import nn
 
 from mlip.calculator import MLIPCalculator
 from mlip.data.readers import read_structures
-from mlip.graph import AtomGraph, collate
+from mlip.graph import AtomGraph, collate, structure_arrays
 from mlip.models.kernels import compiler, neighbor_sum
 from mlip.models.paths import Paths
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
+from mlip.potential_file import resolve_device
 from mlip.relax import Relaxer
 from mlip.training.config import load_config
 from mlip.training.loss import HuberLoss
@@ -56,11 +60,13 @@ from mlip.training.objectives import OBJECTIVES, make_objective
 MOLECULES = Path(__file__).parents[1] / "data" / "omol-mini"
 EVERY = 5  # of its molecules
 TOGETHER, RELAXATION = 16, 5  # crystals side by side; steps of each
+LISTS = (5.0, 6.0)  # Å
 BLOCKS = (1, 8, 16, 32)
 CUTOFFS = (5.0, 6.665)  # Å; 28 and 60 neighbours in silicon
 
 Row = dict[str, Any]
 Calls = Mapping[str, Callable[[], object]]
+Clock = Callable[[], float]
 
 
 def structures() -> dict[str, ase.Atoms]:
@@ -93,21 +99,23 @@ def untrained(
     )
 
 
-def milliseconds(calls: Calls, turns: int) -> Iterator[list]:
-    """Yield after a turn of nothing but warming up, `turns` times, the CPU time of each call."""
+def milliseconds(
+    calls: Calls, turns: int, clock: Clock = time.process_time
+) -> Iterator[list[float]]:
+    """Yield after a turn of nothing but warming up, `turns` times, the time of each call."""
     for turn in range(turns + 1):
         times = []
         for call in calls.values():
-            start = time.process_time()
+            start = clock()
             call()
-            times.append(1e3 * (time.process_time() - start))
+            times.append(1e3 * (clock() - start))
         if turn:
             yield times
 
 
-def medians(calls: Calls, turns: int) -> dict[str, float]:
-    """Return the median CPU time of each call, ms."""
-    columns = zip(*milliseconds(calls, turns), strict=True)
+def medians(calls: Calls, turns: int, clock: Clock = time.process_time) -> dict[str, float]:
+    """Return the median time of each call, ms."""
+    columns = zip(*milliseconds(calls, turns, clock), strict=True)
     return dict(zip(calls, map(median, columns), strict=True))
 
 
@@ -317,12 +325,64 @@ def measure_relaxations(models: list[str], repeats: int) -> Iterator[Row]:
             }
 
 
+def measure_neighbors(models: list[str], repeats: int, device: torch.device) -> Iterator[Row]:
+    """Time both ways to a batch with edges on `device`; the edges must be the same."""
+    cubic = bulk("Si", "diamond", a=5.43, cubic=True)
+    small = [
+        bulk("Si"),
+        cubic,
+        bulk("Si") * (2, 1, 1),
+        bulk("NaCl", "rocksalt", a=5.64, cubic=True),
+    ]
+    batches = {f"si{8 * k**3}": [cubic * (k, k, k)] for k in (2, 5, 10)}
+    batches["32 crystals"] = [atoms.copy() for atoms in small * 8]
+
+    def clock() -> float:
+        if device.type == "cpu":
+            return time.process_time()
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    for label, crystals in batches.items():
+        for seed, atoms in enumerate(crystals):
+            atoms.rattle(0.05, seed=seed)
+        arrays = [structure_arrays(atoms) for atoms in crystals]
+        for cutoff in LISTS:
+
+            def batch(on_device: bool, arrays: Any = arrays, cutoff: float = cutoff) -> AtomGraph:
+                with patch("mlip.graph._finds_neighbors", lambda _: on_device):
+                    return AtomGraph.connected(arrays, cutoff, device)
+
+            vesin, found = batch(False), batch(True)
+            if not torch.equal(_sorted_edges(vesin), _sorted_edges(found)):
+                raise RuntimeError(f"{label}: the edges within {cutoff} A are not the same")
+            calls = {"vesin": partial(batch, False), "device": partial(batch, True)}
+            times = medians(calls, repeats, clock)
+            atoms, edges = len(vesin.atomic_numbers), vesin.edge_index.shape[1]
+            yield {
+                "structure": label,
+                "atoms": atoms,
+                "cutoff": cutoff,
+                "neighbours": round(edges / atoms, 1),
+                "on": str(device),
+                "vesin_us_per_atom": round(1e3 * times["vesin"] / atoms, 2),
+                "device_us_per_atom": round(1e3 * times["device"] / atoms, 2),
+                "faster": round(times["vesin"] / times["device"], 2),
+            }
+
+
+def _sorted_edges(graph: AtomGraph) -> torch.Tensor:
+    edges = torch.cat([graph.edge_index.T, graph.edge_shift], dim=1)
+    return torch.unique(edges, dim=0)
+
+
 MEASURES = {  # with the models that are measured unless others are asked for
     "models": (measure_models, ["facet-xs", "facet-s"]),
     "profile": (measure_profile, ["facet-s", "nequip-s"]),
     "edge-blocks": (measure_edge_blocks, ["facet-s"]),
     "objectives": (measure_objectives, ["transip-tiny", "transip-s", "facet-s"]),
     "relaxations": (measure_relaxations, ["facet-xs", "facet-s"]),
+    "neighbors": (measure_neighbors, []),
 }
 
 
@@ -335,9 +395,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="+", help="choices of conf/model")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="of neighbors; the others are on the CPU")
     args = parser.parse_args()
+    if args.device != "cpu" and args.measure != "neighbors":
+        parser.error(f"--device is for --measure neighbors; {args.measure} runs on the CPU")
     torch.set_num_threads(1)
     measure, models = MEASURES[args.measure]
+    if args.measure == "neighbors":
+        measure = partial(measure_neighbors, device=resolve_device(args.device))
     rows = []
     for row in measure(args.models or models, args.repeats):
         rows.append(row)

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         batches = batches_of(structures, potential, args.max_atoms, args.head)
         for atoms_list, graph in batches:
             with torch.no_grad():
-                prediction = potential(graph.to(potential.device))
+                prediction = potential(graph)
             forces = prediction.forces.cpu().split(graph.num_atoms.tolist())
             for k, atoms in enumerate(atoms_list):
                 atoms.info["mlip_energy"] = float(prediction.energy[k])

@@ -16,6 +16,7 @@ SMOOTHNESS = "tests/physics/test_smoothness.py"
 SYMMETRY = "tests/physics/test_symmetry.py"
 GRAPH = "tests/unit/test_graph.py"
 NEIGHBORS = "tests/unit/test_neighbors.py"
+DEVICE = "tests/unit/test_device_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 SOURCES = "tests/unit/data/test_sources.py"
 HEADS = "tests/physics/test_heads.py"
@@ -201,6 +202,41 @@ LATTICE = (
             f"{NEIGHBORS}::test_the_cutoff_is_exclusive_and_edges_are_never_capped",
             f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff_of_a_crowded_site[lennard_jones]",
         ),
+    ),
+    Bug(
+        "on a device, shifts of atoms outside the cell point the other way",
+        "mlip/device_neighbors.py",
+        "(image[k] - wrap[j] + wrap[i])",
+        "(image[k] + wrap[j] - wrap[i])",
+        (
+            f"{DEVICE}::test_wrapping_moves_shifts_only",
+            f"{DEVICE}::test_structures_of_every_kind_share_a_batch",
+            f"{DEVICE}::test_a_calculator_gives_the_same",
+        ),
+    ),
+    Bug(
+        "on a device, a cell has the images next to it only",
+        "mlip/device_neighbors.py",
+        "(-reach - fractional).ceil() * pbc",
+        "(-reach - fractional).ceil().clamp(min=-1) * pbc",
+        (
+            f"{DEVICE}::test_equals_brute_force",
+            f"{DEVICE}::test_structures_of_every_kind_share_a_batch",
+        ),
+    ),
+    Bug(
+        "on a device, the bins of a structure touch those of the next",
+        "mlip/device_neighbors.py",
+        "+ 1 + 2 * fine).long()",
+        "+ 1).long()",
+        (f"{DEVICE}::test_structures_of_every_kind_share_a_batch[1.0]",),
+    ),
+    Bug(
+        "on a device, the last part of many pairs is never looked at",
+        "mlip/device_neighbors.py",
+        "{*cuts, *",
+        "{0, *",
+        (f"{DEVICE}::test_little_memory_and_wide_bins_change_nothing",),
     ),
     Bug(
         "the number of atoms is left to torch-geometric",

@@ -99,3 +99,21 @@ def test_the_script_for_gpus_checks_before_it_times(monkeypatch, tmp_path, capsy
     monkeypatch.setitem(space["main"].__globals__, "errors", wrong)
     with pytest.raises(SystemExit, match=r"facet-xs with torch: forces are wrong"):
         space["main"]()
+
+
+def test_lists_are_compared_where_they_agree(monkeypatch, tmp_path):
+    _, found = rows(monkeypatch, tmp_path, "neighbors", "none")
+    assert [row["atoms"] for row in found] == [64, 64, 1000, 1000, 8000, 8000, 176, 176]
+    assert [row["cutoff"] for row in found] == [5.0, 6.0] * 4
+    for row in found:
+        assert row["on"] == "cpu"
+        ratio = row["vesin_us_per_atom"] / row["device_us_per_atom"]
+        assert row["faster"] == pytest.approx(ratio, rel=0.05)
+
+
+def test_a_device_that_would_be_ignored_is_refused(monkeypatch, capsys):
+    options = ["--measure", "relaxations", "--device", "cuda"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT))["main"]()
+    assert "relaxations runs on the CPU" in capsys.readouterr().err

@@ -106,8 +106,11 @@ def test_one_place_differentiates():
 
 
 def test_one_place_finds_neighbours():
+    """Or two, by one contract: on the CPU, and where `AtomGraph.connected` says on a device."""
     importing = [p.name for p in FILES if "from vesin" in p.read_text()]
     assert importing == ["neighbors.py"]
+    importing = [p.name for p in FILES if "import batched_neighbor_list" in p.read_text()]
+    assert importing == ["graph.py"]
 
 
 def test_there_are_files_to_check():
