@@ -64,7 +64,8 @@ class Conversion:
         """
         sources = [describe_source(file) for file in files]
         new = cls(folder, sources, format, reading_options(options))
-        if (folder / CONVERSION).exists():
+        there = {entry.name for entry in folder.iterdir()} if folder.exists() else set[str]()
+        if CONVERSION in there:
             begun = cls.load(folder)
             if not begun._same_as(new):
                 raise DataError(
@@ -73,11 +74,12 @@ class Conversion:
                     "folder"
                 )
             return begun
-        if (folder / MANIFEST).exists():
+        if MANIFEST in there:
             return cls._onto(folder, new, append=append)
         if append:
             raise DataError(f"{folder}: there is no store to append to; leave --append out")
-        if folder.exists() and any(folder.iterdir()):
+        # Another part may be beginning at this moment, or have been killed when it did.
+        if any(not name.startswith(f".{CONVERSION}.") for name in there):
             raise DataError(f"{folder}: is neither empty nor a store; choose another folder")
         return new
 
@@ -125,9 +127,9 @@ class Conversion:
 
     def save(self) -> None:
         """Remember it in the folder."""
-        (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         saved = {k: getattr(self, k) for k in ("sources", "format", "reading", "generation")}
         write_json(self.folder / CONVERSION, {"version": VERSION, **saved})
+        (self.folder / SHARDS).mkdir(exist_ok=True)  # after it: a folder of shards says whose it is
 
     def forget(self) -> None:
         """Say that the store is complete."""
