@@ -11,6 +11,7 @@ from mlip.cli.reading import METAVAR, WORDS
 EPILOG = f"""examples:
   mlip data convert mptrj.json stores/mptrj --processes 8
   mlip data convert omol25/train_4M stores/omol4m --processes 8
+  mlip data convert omol25/train_4M stores/index --in-place
   mlip data convert new.extxyz stores/mine --append
   mlip train data.train=stores/mptrj
 
@@ -36,6 +37,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("data", nargs="+", metavar=f"{METAVAR} ... STORE")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="readers at a time")
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="only index .aselmdb shards: positions and forces stay in them, which must stay, too",
+    )
     parser.add_argument("--append", action="store_true", help="add to a complete store")
     parser.add_argument("--shard", metavar="I/N", help="do part I (from 0) of N, on this host")
     parser.add_argument("--merge", action="store_true", help="complete a store from its parts")
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     (*files, out), options = split_words(args.data)
     folder = Path(out).expanduser()
     if args.merge:
-        if files or options or args.shard or args.append:
+        if files or options or args.shard or args.append or args.in_place:
             raise ConfigError("--merge takes the store alone: mlip data convert STORE --merge")
         merge(folder)
         return _report(folder, args.expect_frames)
@@ -73,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.processes,
         part=part,
         append=args.append,
+        in_place=args.in_place,
     )
     if not new:
         print(f"{folder}: is complete already, nothing to do")
@@ -94,15 +101,21 @@ def _part(text: str | None) -> tuple[int, int]:
 
 
 def _report(folder: Path, expected: int | None) -> int:
-    from mlip.data.store import Store
+    from mlip.data.store import LEFT, Store
     from mlip.errors import DataError
 
-    about = Store(folder).manifest
+    store = Store(folder)
+    about = store.manifest
     n = about["structures"]
     labels = ", ".join(f"{name} {count / n:.1%}" for name, count in about["labels"].items())
     size = sum(sum(shard["sizes"].values()) for shard in about["shards"])
     print(f"{folder}: {n:,} frames, {about['atoms']:,} atoms, {size / 1e9:.2f} GB")
     print(f"labels: {labels}")
+    if store.originals is not None:
+        store.originals.check()  # they could have been written to meanwhile
+        files = about["sources"]
+        size = sum(source["size"] for source in files)
+        print(f"in place: {', '.join(LEFT)} are read from {len(files)} files, {size / 1e9:.2f} GB")
     if expected is not None and n != expected:
         raise DataError(f"{folder}: has {n} frames, expected {expected}")
     return 0

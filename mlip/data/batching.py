@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlip.data.plan import Budget, Plan, draw_order, pack, share_evenly
 from mlip.data.sources import AnyStore
-from mlip.errors import DataError
+from mlip.errors import DataError, MLIPError
 from mlip.graph import AtomGraph, add_edges
 
 __all__ = ["Budget", "GraphLoader", "auto_workers", "collate_indices"]
@@ -131,6 +131,8 @@ class GraphLoader:
             pin_memory=self.pin_memory,
         )
         for batch in loader:
+            if isinstance(batch, MLIPError):
+                raise batch
             self.done += 1
             yield batch
 
@@ -184,14 +186,21 @@ class GraphLoader:
         return fits
 
 
-class _Batches(Dataset[AtomGraph]):
-    """One item per batch, so that a worker makes whole batches."""
+class _Batches(Dataset[AtomGraph | MLIPError]):
+    """One item per batch, so that a worker makes whole batches.
+
+    What is wrong with the data is handed over as an item: raised in a worker, it would reach the
+    user as a traceback.
+    """
 
     def __init__(self, store: AnyStore, cutoff: float) -> None:
         self.store, self.cutoff = store, cutoff
 
-    def __getitem__(self, index: np.ndarray) -> AtomGraph:
-        return collate_indices(self.store, index, self.cutoff)
+    def __getitem__(self, index: np.ndarray) -> AtomGraph | MLIPError:
+        try:
+            return collate_indices(self.store, index, self.cutoff)
+        except MLIPError as error:
+            return error
 
 
 def _checked(repeats: np.ndarray, n: int) -> np.ndarray:

@@ -38,12 +38,11 @@ def coverage(parts: Mapping[str, tuple[AnyStore, np.ndarray]]) -> Coverage:
     """Count labels in each part."""
     counts = {}
     for part, (store, indices) in parts.items():
-        starts = store.atom_starts[indices]
         counts[part] = {
             "energy": int(np.isfinite(store.column("energy")[indices]).sum()),
             "stress": int(np.isfinite(store.column("stress")[indices, 0, 0]).sum()),
-            "forces": int(np.isfinite(store.column("forces")[starts, 0]).sum()),
-            "magmoms": int(np.isfinite(store.column("magmoms")[starts]).sum()),
+            "forces": int(store.summary("has_forces", indices).sum()),
+            "magmoms": int(store.summary("has_magmoms", indices).sum()),
         }
     return Coverage(counts, {part: len(i) for part, (_, i) in parts.items()})
 

@@ -98,10 +98,8 @@ def _foreign(store: AnyStore, rows: np.ndarray, allowed: tuple[str, ...]) -> np.
 
 
 def _pulled(store: AnyStore, rows: np.ndarray, limit: float) -> np.ndarray:
-    def squares(atoms: slice) -> np.ndarray:
-        return (store.column("forces")[atoms] ** 2).sum(axis=1)
-
-    return _largest(store, rows, squares) > limit**2  # a NaN, which is no label, is not above
+    squares = store.summary("force_square", rows)
+    return squares > limit**2  # a NaN, which is no label, is not above
 
 
 def _stressed(store: AnyStore, rows: np.ndarray, limit: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from mlip.data.filters import Filter
-from mlip.data.store import JoinedColumn, Store, open_store
+from mlip.data.store import SUMMARIES, JoinedColumn, Store, open_store
 from mlip.data.weights import parse_weights
 from mlip.errors import ConfigError
 
@@ -29,7 +29,8 @@ READER_OPTIONS: Final = (
 # What a source may say for itself; `data.KEY` is the default of those that exist there.
 OWN: Final = ("name", "path", "val", "test", "head", "sampling", "weight", "labels")
 SHARED: Final = (
-    "val_fraction", "test_fraction", "format", "e0", "keys", "filter", "weights", *READER_OPTIONS,
+    "val_fraction", "test_fraction", "format", "e0", "keys", "filter", "weights", "in_place",
+    *READER_OPTIONS,
 )  # fmt: skip
 LABELS: Final = ("energy", "forces", "stress")
 
@@ -51,11 +52,16 @@ class Source:
     weights: Mapping[str, float] = field(default_factory=dict)  # times it, by config_type
     labels: tuple[str, ...] = LABELS  # what is expected of it, of those that are trained on
     filter: Filter = field(default_factory=Filter)
+    in_place: bool = False  # index files instead of converting them
 
     def open(self, part: str, cache_dir: Path | str | None = None) -> Store:
         """Return the store of a part, building it on first use."""
         return open_store(
-            self.paths[part], format=self.format, options=self.reading, cache_dir=cache_dir
+            self.paths[part],
+            format=self.format,
+            options=self.reading,
+            cache_dir=cache_dir,
+            in_place=self.in_place,
         )
 
 
@@ -125,6 +131,7 @@ def _source(entry: Any, place: str, options: Mapping[str, Any]) -> Source:
         weights=parse_weights(value.get("weights"), f"{place}.weights"),
         labels=_labels(entry.get("labels"), place),
         filter=Filter.parse(value.get("filter"), f"{place}.filter"),
+        in_place=_switch(value, "in_place", place),
     )
 
 
@@ -150,6 +157,13 @@ def _number(
         wanted = "a positive number" if above is not None else "a fraction from 0 to below 1"
         raise ConfigError(f"{place}.{key}={given!r} must be {wanted}")
     return number
+
+
+def _switch(value: Mapping[str, Any], key: str, place: str) -> bool:
+    given = value.get(key, False)
+    if not isinstance(given, bool):
+        raise ConfigError(f"{place}.{key}={given!r} must be true or false")
+    return given
 
 
 def _labels(given: Any, place: str) -> tuple[str, ...]:
@@ -278,6 +292,15 @@ class JoinedStore:
         for k, (part, own) in found.items():
             counts[np.ix_(owner == k, np.searchsorted(species, own))] = part
         return counts, species
+
+    def summary(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Return one of the `SUMMARIES` of some structures, (n,)."""
+        owner = self.piece_of(indices)
+        out = np.empty(len(indices), SUMMARIES[name].dtype)
+        for k in np.unique(owner):
+            chosen = owner == k
+            out[chosen] = self.pieces[k].store.summary(name, indices[chosen] - self.starts[k])
+        return out
 
     def edge_counts(self, cutoff: float) -> np.ndarray:
         """Return the edges of every structure within a cutoff (Å), (structures,)."""

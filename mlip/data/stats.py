@@ -318,12 +318,12 @@ def _force_scale(store: AnyStore, indices: np.ndarray, repeats: np.ndarray | Non
     """
     total, labels = 0.0, 0.0
     some = np.linspace(0, len(indices) - 1, min(len(indices), FORCE_SAMPLE)).astype(int)
-    for k, i in zip(some, indices[some], strict=True):
-        forces = store.column("forces")[store.atoms_of(int(i))]
-        known = forces[np.isfinite(forces)]
-        times = 1.0 if repeats is None else float(repeats[k])
-        total += times * float(np.abs(known).sum())
-        labels += times * known.size
+    sums, counts = store.summary("force_sum", indices[some]), store.num_atoms[indices[some]]
+    for k, size, count in zip(some, sums.tolist(), counts.tolist(), strict=True):
+        if np.isfinite(size):
+            times = 1.0 if repeats is None else float(repeats[k])
+            total += times * size
+            labels += times * 3 * count
     return float(np.sqrt(np.pi / 2) * total / labels) if total > 0 else 1.0
 
 

@@ -127,6 +127,6 @@ def _ranges(store: AnyStore, indices: np.ndarray) -> dict[str, list[float]]:
 
     widen("energy_per_atom", store.column("energy")[indices] / store.num_atoms[indices])
     widen("stress", store.column("stress")[indices])
-    for i in indices:
-        widen("forces", store.column("forces")[store.atoms_of(int(i))])
+    for extreme in ("force_min", "force_max"):
+        widen("forces", store.summary(extreme, indices))
     return limits

@@ -262,6 +262,11 @@ def microseconds(call: Callable[[int], object], keys: np.ndarray) -> float:
     return 1e6 * (time.process_time() - start) / len(keys)
 
 
+def bytes_on_disk(store: Store) -> float:
+    """Return the bytes of a store per structure."""
+    return sum(f.stat().st_size for f in store.folder.rglob("*") if f.is_file()) / len(store)
+
+
 def test_reads(real_data, tmp_path):
     """Random access to OMol25's rows; a text file knows no random access and is read through."""
     shard = tmp_path / "rows.aselmdb"
@@ -276,9 +281,12 @@ def test_reads(real_data, tmp_path):
     keys = np.random.default_rng(0).integers(0, 1000, 1000)
     rows = ase.db.connect(str(shard), type="aselmdb")
     database = ase.db.connect(tmp_path / "rows.db")
-    store.arrays(0)
+    build(tmp_path / "index", [shard], in_place=True)
+    index = Store(tmp_path / "index")
+    store.arrays(0), index.arrays(0)
     times = {
         "store_us": microseconds(store.arrays, keys),
+        "in_place_us": microseconds(index.arrays, keys),
         "aselmdb_ase_us": microseconds(lambda k: rows.get_atoms(k + 1), keys),
         "ase_db_us": microseconds(lambda k: database.get_atoms(k + 1), keys),
     }
@@ -291,20 +299,24 @@ def test_reads(real_data, tmp_path):
     record(
         "reads",
         **times,
+        store_bytes=bytes_on_disk(store),
+        in_place_bytes=bytes_on_disk(index),
+        aselmdb_bytes=shard.stat().st_size / len(store),
         times_faster_than_aselmdb=times["aselmdb_ase_us"] / times["store_us"],
         times_faster_than_ase_db=times["ase_db_us"] / times["store_us"],
         times_faster_than_extxyz=times["extxyz_ase_in_turn_us"] / times["store_us"],
     )
 
 
-@pytest.mark.parametrize("name", ["omol25", "mptrj"])
+@pytest.mark.parametrize("name", ["omol25", "omol25_in_place", "mptrj"])
 def test_loader_against_training(real_data, tmp_path, name):
     """Structures that two workers make in the time in which Facet-S is trained on one."""
     files = {
         "omol25": sorted((real_data / "omol25").glob("*.aselmdb")),
+        "omol25_in_place": sorted((real_data / "omol25").glob("*.aselmdb")),
         "mptrj": [real_data / "mptrj" / "mptrj-random-1k.extxyz"],
     }[name]
-    build(tmp_path / "store", files)
+    build(tmp_path / "store", files, in_place=name == "omol25_in_place")
     store = Store(tmp_path / "store")
     options = dict(load_config(["model=facet-s"])["model"])
     options.pop("prior")

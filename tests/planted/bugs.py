@@ -19,6 +19,7 @@ NEIGHBORS = "tests/unit/test_neighbors.py"
 DEVICE = "tests/unit/test_device_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 SOURCES = "tests/unit/data/test_sources.py"
+INDEX = "tests/unit/data/test_in_place.py"
 HEADS = "tests/physics/test_heads.py"
 LOSS = "tests/unit/training/test_loss.py"
 OBJECTIVES = "tests/unit/training/test_objectives.py"
@@ -882,6 +883,46 @@ KERNELS = (
     ),
 )
 
+# -- rows that stay in their files ---------------------------------------------------------------
+
+IN_PLACE = (
+    Bug(
+        "rows in place are counted without those that were deleted",
+        "mlip/data/readers/omol25.py",
+        "int(self._ids[number])",
+        "number + 1",
+        (f"{INDEX}::test_rows_that_were_deleted_move_no_other",),
+    ),
+    Bug(
+        "forces that a row in place does not have are zero",
+        "mlip/data/store/originals.py",
+        "np.full(shape, np.nan) if values is None",
+        "np.zeros(shape) if values is None",
+        (f"{INDEX}::test_rows_that_were_deleted_move_no_other",),
+    ),
+    Bug(
+        "a forked worker reads through the environment of its parent",
+        "mlip/data/readers/omol25.py",
+        "self._process != os.getpid()",
+        "self._process < 0",
+        (f"{INDEX}::test_an_environment_is_of_one_process",),
+    ),
+    Bug(
+        "a shard that was written to since it was indexed passes for the same",
+        "mlip/data/store/originals.py",
+        '"ends": "content", "mtime_ns": "time"}',
+        '"ends": "content"}',
+        (f"{INDEX}::test_a_shard_that_has_changed_or_gone",),
+    ),
+    Bug(
+        "the largest force of a structure is that of a component",
+        "mlip/data/store/summaries.py",
+        "lambda f: (f**2).sum(axis=1)",
+        "lambda f: (f**2).max(axis=1)",
+        (f"{INDEX}::test_summaries_are_of_the_structures",),
+    ),
+)
+
 BUGS = (
     *MECHANICS,
     *LATTICE,
@@ -895,4 +936,5 @@ BUGS = (
     *COMPARING,
     *SEVERAL,
     *KERNELS,
+    *IN_PLACE,
 )

@@ -17,6 +17,7 @@ from typing import Any, Final
 from ase import Atoms
 
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
+from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
 from mlip.data.readers.matpes import read_matpes
@@ -39,6 +40,7 @@ __all__ = [
     "FORMATS",
     "Frame",
     "FrameKeys",
+    "Frames",
     "Inspected",
     "LabelKeys",
     "Piece",
@@ -49,6 +51,7 @@ __all__ = [
     "read_frames",
     "read_natoms",
     "read_structures",
+    "require_by_number",
     "split_files",
 ]
 

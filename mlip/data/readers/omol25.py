@@ -31,7 +31,9 @@ MAX_RECORD: Final = 64 * 1024**2  # bytes of JSON; a 350-atom row has 0.1 MB
 MAX_RATIO: Final = 200  # zlib can reach 1030; rows have 2 to 4
 RATIO_FLOOR: Final = 1024**2  # bytes below which no ratio is suspicious
 
-_environments: dict[tuple[str, int], tuple[tuple[int, int, int], lmdb.Environment]] = {}
+_Version = tuple[int, int, int]  # of a file: inode, size, time
+_environments: dict[tuple[str, int], tuple[_Version, lmdb.Environment]] = {}  # by path and process
+_checked: set[tuple[str, _Version]] = set()  # files whose pages are sound; forked processes know
 
 
 def read_aselmdb(
@@ -55,15 +57,59 @@ def read_aselmdb(
             if not ids:
                 raise DataError(f"{path}: the database is empty; expected at least one row")
             for row_id in ids[slice(*(span or (0, None)))]:
-                place = f"{path}: row {row_id}"
-                record = transaction.get(b"%d" % row_id)
-                if record is None:
-                    raise CorruptDataError(
-                        f"{place}: is missing; the database is damaged, copy or download it again"
-                    )
-                yield decode_row(_load(record, place), place, keep_all=keep_all)
+                yield _row(path, transaction, row_id, keep_all=keep_all)
     except lmdb.Error as error:
         raise CorruptDataError(f"{path}: is damaged ({error}); copy it again") from error
+
+
+class ShardRows:
+    """The rows of one shard by their number, counted from 0 in the order of `read_aselmdb`.
+
+    For a file that was read through before. Every process opens it for itself, at its first row.
+    """
+
+    def __init__(self, path: Path, size: int, mtime_ns: int) -> None:
+        """Say which file it is.
+
+        Args:
+            path: the shard.
+            size: bytes it had.
+            mtime_ns: when it was last written.
+        """
+        self.path, self._known = path, (size, mtime_ns)
+        self._process = -1
+
+    def __getitem__(self, number: int) -> RawFrame:
+        """Return a row.
+
+        Raises:
+            DataError: the file is gone or has been written to since it was read through.
+            CorruptDataError: the row is damaged or missing.
+        """
+        if self._process != os.getpid():
+            self._open()
+        try:
+            with self._environment.begin(buffers=True) as transaction:
+                return _row(self.path, transaction, int(self._ids[number]))
+        except (lmdb.Error, IndexError) as error:
+            raise CorruptDataError(
+                f"{self.path}: row number {number} is out of reach ({error}); copy the file again"
+            ) from error
+
+    def _open(self) -> None:
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error}); restore it") from None
+        if (found.st_size, found.st_mtime_ns) != self._known:
+            raise DataError(
+                f"{self.path}: has been written to since it was indexed; index it again"
+            )
+        self._environment = _open(self.path, records=False)
+        with self._environment.begin(buffers=True) as transaction:
+            ids = _ids(self.path, transaction)
+        self._ids = ids if isinstance(ids, range) else np.array(ids)
+        self._process = os.getpid()
 
 
 def split_aselmdb(path: Path, rows: int) -> Iterator[tuple[tuple[int, int], int]]:
@@ -117,8 +163,23 @@ def read_natoms(files: Sequence[Path]) -> NDArray[np.int64] | None:
     return natoms.astype(np.int64)
 
 
-def _open(path: Path) -> lmdb.Environment:
-    """Return this process's only environment of a file (LMDB forbids a second one)."""
+def _row(path: Path, transaction: Any, row_id: int, *, keep_all: bool = False) -> RawFrame:
+    place = f"{path}: row {row_id}"
+    record = transaction.get(b"%d" % row_id)
+    if record is None:
+        raise CorruptDataError(
+            f"{place}: is missing; the database is damaged, copy or download it again"
+        )
+    return decode_row(_load(record, place), place, keep_all=keep_all)
+
+
+def _open(path: Path, *, records: bool = True) -> lmdb.Environment:
+    """Return this process's only environment of a file (LMDB forbids a second one).
+
+    Args:
+        path: the file.
+        records: as of `check_lmdb`.
+    """
     stat = path.stat()
     key = (str(path.resolve()), os.getpid())
     version = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
@@ -127,7 +188,9 @@ def _open(path: Path) -> lmdb.Environment:
         if cached[0] == version:
             return cached[1]
         cached[1].close()  # the file was replaced
-    check_lmdb(path)
+    if (key[0], version) not in _checked:
+        check_lmdb(path, records=records)
+        _checked.add((key[0], version))
     try:
         environment = lmdb.open(
             str(path), subdir=False, readonly=True, lock=False, readahead=False, meminit=False

@@ -32,6 +32,7 @@ def build(
     part: tuple[int, int] = (0, 1),
     append: bool = False,
     discard: bool = False,
+    in_place: bool = False,
 ) -> bool:
     """Convert files into a store, or go on with a conversion that was interrupted.
 
@@ -46,13 +47,16 @@ def build(
             all parts are done and `merge` has been called.
         append: add the files to a store that is complete.
         discard: keep nothing of a new store if the data turn out to be bad.
+        in_place: make an index only: positions, forces and magnetic moments are read from the files
+            whenever they are asked for.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
         DataError: a file is bad, or the folder holds something else.
-        ConfigError: the options contradict those of the store.
+        ConfigError: the options contradict those of the store, or the format of the files knows no
+            random access and they are to be left in place.
     """
     name = f".{folder.name}.{part[0]}-of-{part[1]}.lock"
     try:
@@ -60,7 +64,9 @@ def build(
     except OSError as error:
         raise DataError(f"{folder}: cannot be made ({error}); choose another folder") from error
     with exclusive(folder.parent / name, str(folder)):
-        plan = Conversion.make(folder, files, format, options or {}, append=append)
+        plan = Conversion.make(
+            folder, files, format, options or {}, append=append, in_place=in_place
+        )
         if plan.complete:
             return False
         plan.save()
@@ -78,10 +84,10 @@ def _convert(plan: Conversion, part: tuple[int, int], processes: int) -> None:
     with Progress(folder.name, plan.size // part[1]) as progress:
         if processes == 1:
             for job in jobs:
-                _repeat(run_job(folder, job, plan.reading, progress.frames))
+                _repeat(run_job(folder, job, plan.reading, progress.frames, plan.in_place))
                 progress.bytes(job.size)
         else:
-            _run_pool(folder, jobs, plan.reading, processes, progress)
+            _run_pool(plan, jobs, processes, progress)
     if part[1] == 1:
         merge(folder)
 
@@ -108,7 +114,8 @@ def merge(folder: Path) -> None:
     shards = _with_first_frames([s for s in shards if s["structures"]])
     if not shards:
         raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
-    write_json(folder / MANIFEST, make_manifest(plan.all_sources, plan.reading, shards))
+    about = make_manifest(plan.all_sources, plan.reading, shards, in_place=plan.in_place)
+    write_json(folder / MANIFEST, about)
     plan.forget()
     for leftover in (folder / SHARDS).glob(".*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed
@@ -166,17 +173,11 @@ def _add_frames(n: int) -> None:
         _frames.value += n
 
 
-def _work(folder: Path, job: Job, options: Mapping[str, Any]) -> list[str]:
-    return run_job(folder, job, options, _add_frames)
+def _work(folder: Path, job: Job, options: Mapping[str, Any], in_place: bool) -> list[str]:
+    return run_job(folder, job, options, _add_frames, in_place)
 
 
-def _run_pool(
-    folder: Path,
-    jobs: Iterator[Job],
-    options: Mapping[str, Any],
-    processes: int,
-    progress: Progress,
-) -> None:
+def _run_pool(plan: Conversion, jobs: Iterator[Job], processes: int, progress: Progress) -> None:
     """Keep `processes` busy; jobs are planned only as they are needed."""
     context = multiprocessing.get_context("spawn")
     frames = context.Value("q", 0)
@@ -186,7 +187,8 @@ def _run_pool(
     try:
         while True:
             for job in islice(jobs, processes + 1 - len(running)):
-                running[pool.submit(_work, folder, job, options)] = job
+                work = pool.submit(_work, plan.folder, job, plan.reading, plan.in_place)
+                running[work] = job
             if not running:
                 return
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -197,8 +199,8 @@ def _run_pool(
                 progress.bytes(running.pop(future).size)
     except BrokenProcessPool:
         raise DataError(
-            f"{folder}: a process of the conversion was killed (out of memory?); give the command "
-            "again to go on, with fewer --processes"
+            f"{plan.folder}: a process of the conversion was killed (out of memory?); give the "
+            "command again to go on, with fewer --processes"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -42,6 +42,7 @@ def open_store(
     format: str = "auto",
     options: Mapping[str, Any] | None = None,
     cache_dir: Path | str | None = None,
+    in_place: bool = False,
 ) -> Store:
     """Return the store of some files, building it on first use.
 
@@ -55,15 +56,33 @@ def open_store(
         options: of the reader.
         cache_dir: where stores live; default the environment variable MLIP_CACHE, else
             `~/.cache/mlip-trainer`.
+        in_place: build an index only, and read large columns from the files. A store that is given
+            is taken as it is.
 
     Raises:
-        DataError: a file is missing or holds something unusable, or there are no structures.
-        ConfigError: an option is unknown, or was another one when the store was made.
+        DataError: a file is missing or holds something unusable, there are no structures, or a file
+            has changed since an index of it was made.
+        ConfigError: an option is unknown, or was another one when the store was made, or files of
+            this format cannot be left in place.
     """
     if (given := _given_store(paths)) is not None:
-        return _open_given(given, options or {})
-    files = expand_paths(paths, format)
-    key = _key(files, format, options or {})
+        store = _open_given(given, options or {})
+    else:
+        store = _open_own(expand_paths(paths, format), format, options or {}, cache_dir, in_place)
+    if store.originals is not None:
+        store.originals.check()
+    return store
+
+
+def _open_own(
+    files: Sequence[Path],
+    format: str,
+    options: Mapping[str, Any],
+    cache_dir: Path | str | None,
+    in_place: bool,
+) -> Store:
+    """Return the store of some files in the cache, building it on first use."""
+    key = _key(files, format, options, in_place)
     root = _writable(Path(cache_dir).expanduser() if cache_dir else cache_folder())
     folder = root / f"store-{key}"
     names = [str(file) for file in files]
@@ -74,7 +93,7 @@ def open_store(
         if (folder / MANIFEST).exists() and not _sound(folder):
             log.warning("store %s is damaged: it is built again", folder)
             shutil.rmtree(folder)
-    build(folder, files, format=format, options=options, discard=True)
+    build(folder, files, format=format, options=options, discard=True, in_place=in_place)
     return Store(folder, names)
 
 
@@ -119,9 +138,11 @@ def _sound(folder: Path) -> bool:
     return True
 
 
-def _key(files: Sequence[Path], format: str, options: Mapping[str, Any]) -> str:
+def _key(files: Sequence[Path], format: str, options: Mapping[str, Any], in_place: bool) -> str:
     content = digest()
     content.update(repr((VERSION, format, sorted(reading_options(options).items()))).encode())
+    if in_place:
+        content.update(b"in place")
     for file in files:
         about = (str(file.resolve()), file.stat().st_mtime_ns, describe_source(file)["ends"])
         content.update(repr((file.stat().st_size, *about)).encode())

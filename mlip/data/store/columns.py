@@ -1,9 +1,9 @@
-"""One column of many arrays: of the shards of a store, or of several stores."""
+"""Columns that are no single array: of many shards or stores, or in the rows of other files."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,3 +57,48 @@ class JoinedColumn:
             chosen = owner == k
             out[chosen] = self._parts[k][flat[chosen] - self._starts[k]]
         return out.reshape(rows.shape + self.shape[1:])[()]
+
+
+class ReadColumn:
+    """A column per atom whose values are read when they are asked for, a structure at a time.
+
+    It takes the indices that `JoinedColumn` gives to its parts. However many atoms of a structure
+    are asked for at once, the structure is read once.
+    """
+
+    def __init__(
+        self, read: Callable[[int], np.ndarray], starts: np.ndarray, shape: tuple[int, ...]
+    ) -> None:
+        """Say where its values come from.
+
+        Args:
+            read: returns those of a structure, (atoms, *shape).
+            starts: (structures + 1,) where the atoms of each begin, and the end.
+            shape: of the value of an atom.
+        """
+        self._read, self._starts = read, starts
+        self.shape = (int(starts[-1]), *shape)
+        self.dtype = np.dtype("<f8")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for k, chosen in _runs(owner, order):
+            out[chosen] = self._read(k)[rows[chosen] - self._starts[k]]
+        return out
+
+
+def _runs(owner: np.ndarray, order: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each owner and the places that it owns."""
+    borders = np.flatnonzero(np.diff(owner[order])) + 1
+    for chosen in np.split(order, borders):
+        if len(chosen):
+            yield int(owner[chosen[0]]), chosen

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mlip.data.readers import ReadOptions
+from mlip.data.readers import ReadOptions, require_by_number
 from mlip.data.store.jobs import Job, plan_jobs
 from mlip.data.store.layout import (
     CONVERSION,
@@ -36,6 +36,7 @@ class Conversion:
         generation: how often the store has been appended to.
         before: the manifest of the store that is appended to, {} for a new one.
         complete: whether there is nothing left to do.
+        in_place: whether large columns stay in the files.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class Conversion:
     generation: int = 0
     before: Mapping[str, Any] | None = None
     complete: bool = False
+    in_place: bool = False
 
     @classmethod
     def make(
@@ -55,16 +57,21 @@ class Conversion:
         options: Mapping[str, Any],
         *,
         append: bool,
+        in_place: bool = False,
     ) -> Conversion:
         """Begin a conversion, seeing what of it is there already.
 
         Raises:
             DataError: the folder holds something else, or a file that is to be appended.
-            ConfigError: the options are not those of the store that is appended to.
+            ConfigError: the options are not those of the store that is appended to, or the files
+                cannot be left in place.
         """
-        sources = [describe_source(file) for file in files]
-        new = cls(folder, sources, format, reading_options(options))
-        if (folder / CONVERSION).exists():
+        if in_place:
+            require_by_number(files, format)
+        sources = [describe_source(file, in_place=in_place) for file in files]
+        new = cls(folder, sources, format, reading_options(options), in_place=in_place)
+        there = {entry.name for entry in folder.iterdir()} if folder.exists() else set[str]()
+        if CONVERSION in there:
             begun = cls.load(folder)
             if not begun._same_as(new):
                 raise DataError(
@@ -73,11 +80,12 @@ class Conversion:
                     "folder"
                 )
             return begun
-        if (folder / MANIFEST).exists():
+        if MANIFEST in there:
             return cls._onto(folder, new, append=append)
         if append:
             raise DataError(f"{folder}: there is no store to append to; leave --append out")
-        if folder.exists() and any(folder.iterdir()):
+        # Another part may be beginning at this moment, or have been killed when it did.
+        if any(not name.startswith(f".{CONVERSION}.") for name in there):
             raise DataError(f"{folder}: is neither empty nor a store; choose another folder")
         return new
 
@@ -87,8 +95,14 @@ class Conversion:
         known = [_identity(s) for s in manifest["sources"]]
         same = [s for s in new.sources if _identity(s) in known]
         everything = len(same) == len(new.sources) and (append or len(same) == len(known))
-        if everything and manifest["reading"] == new.reading:
-            return cls(folder, new.sources, new.format, new.reading, complete=True)
+        kind = bool(manifest.get("in_place"))
+        if everything and (manifest["reading"], kind) == (new.reading, new.in_place):
+            if kind and not all(s in manifest["sources"] for s in new.sources):
+                raise DataError(
+                    f"{folder}: is an index of {same[0]['path']} and others as they were elsewhere "
+                    "or at another time; remove it and give this command again"
+                )
+            return replace(new, complete=True)
         if not append:
             raise DataError(
                 f"{folder}: holds a store of other files or options; choose another folder, or add "
@@ -101,8 +115,13 @@ class Conversion:
                 f"{folder}: was made with the options {manifest['reading']}, not {new.reading}; "
                 "give the same, or make a store of its own"
             )
+        if kind != new.in_place:
+            raise ConfigError(
+                f"{folder}: its structures are {'in place' if kind else 'in the store itself'}; "
+                f"append {'with' if kind else 'without'} in_place, or make a store of its own"
+            )
         generation = int(manifest["shards"][-1]["name"][:3]) + 1
-        return cls(folder, new.sources, new.format, new.reading, generation, manifest)
+        return replace(new, generation=generation, before=manifest)
 
     @classmethod
     def load(cls, folder: Path) -> Conversion:
@@ -125,9 +144,11 @@ class Conversion:
 
     def save(self) -> None:
         """Remember it in the folder."""
-        (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        saved = {k: getattr(self, k) for k in ("sources", "format", "reading", "generation")}
+        saved = {
+            k: getattr(self, k) for k in ("sources", "format", "reading", "generation", "in_place")
+        }
         write_json(self.folder / CONVERSION, {"version": VERSION, **saved})
+        (self.folder / SHARDS).mkdir(exist_ok=True)  # after it: a folder of shards says whose it is
 
     def forget(self) -> None:
         """Say that the store is complete."""
@@ -169,20 +190,24 @@ class Conversion:
         own = [_identity(s) for s in self.sources]
         return (
             own == [_identity(s) for s in other.sources]
+            and (self.sources == other.sources or not self.in_place)
             and self.reading == other.reading
             and self.format == other.format
+            and self.in_place == other.in_place
         )
 
 
-def describe_source(file: Path) -> dict[str, Any]:
-    """Return path, size and a hash of both ends of a file."""
-    size = file.stat().st_size
+def describe_source(file: Path, *, in_place: bool = False) -> dict[str, Any]:
+    """Return path, size and a hash of both ends of a file; its time, too, if it is still needed."""
+    status = file.stat()
+    size = status.st_size
+    time = {"mtime_ns": status.st_mtime_ns} if in_place else {}
     content = digest()
     with file.open("rb") as stream:
         content.update(stream.read(ENDS))
         stream.seek(max(0, size - ENDS))
         content.update(stream.read(ENDS))
-    return {"path": str(file.absolute()), "size": size, "ends": content.hexdigest()}
+    return {"path": str(file.absolute()), "size": size, "ends": content.hexdigest(), **time}
 
 
 def reading_options(options: Mapping[str, Any]) -> dict[str, Any]:

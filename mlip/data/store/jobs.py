@@ -107,6 +107,7 @@ def run_job(
     job: Job,
     options: Mapping[str, Any],
     advance: Callable[[int], None] = lambda frames: None,
+    in_place: bool = False,
 ) -> list[str]:
     """Write the shards of a job that are not there yet.
 
@@ -115,6 +116,7 @@ def run_job(
         job: what to read.
         options: of the reader.
         advance: called with the number of frames read since the last call.
+        in_place: leave the large columns where they are.
 
     Returns:
         What the readers warned of.
@@ -131,7 +133,7 @@ def run_job(
         frames = _counted(_frames(job, options, keys), advance)
         for _ in islice(frames, sum(shard["structures"] for shard in done)):
             pass  # read again, because labels are checked over all frames of a file
-        _write_shards(folder, job, len(done), frames, keys)
+        _write_shards(folder, job, len(done), frames, keys, in_place)
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
@@ -141,6 +143,7 @@ def _write_shards(
     number: int,
     frames: Iterator[tuple[Frame, int, int, Piece]],
     keys: Mapping[str, str],
+    in_place: bool,
 ) -> None:
     """Write shards `number` and on; each gets its name when it is on disk."""
     last = False
@@ -150,7 +153,7 @@ def _write_shards(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            with ShardWriter(temporary) as writer:
+            with ShardWriter(temporary, in_place=in_place) as writer:
                 for item in islice(frames, SHARD_ROWS):
                     writer.add(*item)
                 last = len(writer) < SHARD_ROWS

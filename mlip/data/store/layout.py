@@ -5,6 +5,9 @@
         energy.bin, positions.bin    ... little-endian, without header, and
         shard.json                   their sizes, checksums, label counts and statistics
 
+A store in place is an index: it has no `LEFT` columns, which are read from the rows of the files
+that it was made of, and the `SUMMARIES` of them instead. Their checksums are there all the same.
+
 The manifest repeats what every shard.json says, so that opening a store reads one small file.
 """
 
@@ -65,6 +68,22 @@ COLUMNS: Final[Mapping[str, Column]] = {
     "config_type": Column("graph", (), "<u8"),  # hash of it (`hash_of`), 0 = none: for weights
 }
 INTERNAL: Final = ("num_atoms", "start", "group", "config_type")
+LEFT: Final = ("positions", "forces", "magmoms")  # in the rows, where a store is in place
+SUMMARIES: Final[Mapping[str, Column]] = {  # how they are computed: `store.summaries`
+    "has_forces": Column("graph", (), "|b1"),
+    "has_magmoms": Column("graph", (), "|b1"),
+    "force_min": Column("graph", (), "<f8", np.nan, "eV/A"),  # of components
+    "force_max": Column("graph", (), "<f8", np.nan, "eV/A"),
+    "force_sum": Column("graph", (), "<f8", np.nan, "eV/A"),  # of their absolute values
+    "force_square": Column("graph", (), "<f8", np.nan, "eV^2/A^2"),  # largest |F|^2 of an atom
+}
+
+
+def columns_in(in_place: bool) -> dict[str, Column]:
+    """Return the columns that a store has as files."""
+    if not in_place:
+        return dict(COLUMNS)
+    return {k: c for k, c in COLUMNS.items() if k not in LEFT} | dict(SUMMARIES)
 
 
 def digest(data: Any = b"") -> Any:
@@ -141,7 +160,8 @@ def check_content(folder: Path, shards: Iterable[Mapping[str, Any]]) -> None:
         CorruptDataError: a file has changed since.
     """
     for shard in shards:
-        for name, expected in shard["blake2b"].items():
+        for name in shard["sizes"]:
+            expected = shard["blake2b"][name]
             path = folder / SHARDS / shard["name"] / f"{name}.bin"
             with path.open("rb") as stream:
                 found = hashlib.file_digest(stream, digest).hexdigest()
@@ -155,13 +175,18 @@ def make_manifest(
     sources: Sequence[Mapping[str, Any]],
     reading: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
+    *,
+    in_place: bool = False,
 ) -> dict[str, Any]:
     """Describe a finished store.
 
+    Its own checksum is that of the data, whether they were left in place or not.
+
     Args:
-        sources: of each file its path, format, size and fingerprint.
+        sources: of each file what `describe_source` says.
         reading: the options of the reader that were not left at their defaults.
         shards: what the shards say of themselves, in their order.
+        in_place: whether the `LEFT` columns are in the files.
     """
     structures = sum(s["structures"] for s in shards)
     atoms = sum(s["atoms"] for s in shards)
@@ -172,10 +197,11 @@ def make_manifest(
         "structures": structures,
         "atoms": atoms,
         "sources": list(sources),
+        "in_place": in_place,
         "reading": dict(reading),
         "columns": {
             name: {"per": c.per, "shape": c.shape, "dtype": c.dtype, "unit": c.unit}
-            for name, c in COLUMNS.items()
+            for name, c in columns_in(in_place).items()
         },
         "labels": {label: sum(s["labels"][label] for s in shards) for label in LABELS},
         "num_atoms": {

@@ -9,15 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from mlip.data.store.columns import JoinedColumn
+from mlip.data.store.columns import JoinedColumn, ReadColumn
 from mlip.data.store.edges import edge_counts
-from mlip.data.store.layout import COLUMNS, INTERNAL, SHARDS, Column, read_manifest
+from mlip.data.store.layout import (
+    COLUMNS,
+    INTERNAL,
+    LEFT,
+    SHARDS,
+    SUMMARIES,
+    Column,
+    read_manifest,
+)
+from mlip.data.store.originals import Originals
+from mlip.data.store.summaries import COMPUTED, atoms_of
 
 
 class Store:
     """Read-only random access to packed structures.
 
-    Holds paths, not arrays, when copied to another process. Files are mapped when first used.
+    Holds paths, not arrays, when copied to another process. Files are mapped when first used. Where
+    the store is an index of files in place, large columns are read from these.
     """
 
     def __init__(self, folder: Path, sources: Sequence[str] | None = None) -> None:
@@ -34,8 +45,13 @@ class Store:
         self.folder = Path(folder)
         self.manifest: dict[str, Any] = read_manifest(self.folder)
         self.sources: list[str] = list(sources or [s["path"] for s in self.manifest["sources"]])
+        self.originals: Originals | None = None  # where the store is in place
+        if self.manifest.get("in_place"):
+            about = self.manifest["sources"], self.manifest["reading"]
+            self.originals = Originals(self.folder, *about)
         self._shards = [
-            _Shard(self.folder / SHARDS / s["name"], s) for s in self.manifest["shards"]
+            _Shard(self.folder / SHARDS / s["name"], s, self.originals)
+            for s in self.manifest["shards"]
         ]
         self._first = _bounds([s.structures for s in self._shards])
         self._columns: dict[str, Any] = {}
@@ -68,7 +84,7 @@ class Store:
         and reads what they ask for.
         """
         if name not in self._columns:
-            spec = COLUMNS[name]
+            spec = COLUMNS.get(name) or SUMMARIES[name]
             if spec.per == "graph" and not spec.shape:
                 self._columns[name] = np.concatenate([s.column(name) for s in self._shards])
             else:
@@ -93,20 +109,26 @@ class Store:
             IndexError: there is no such structure (negative numbers do not wrap).
         """
         k, row = self._locate(index)
-        shard = self._shards[k]
-        begin = int(shard.mapped("start")[row])
-        atoms = slice(begin, begin + int(shard.mapped("num_atoms")[row]))
-        graph = slice(row, row + 1)
-        out = {name: shard.mapped(name)[atoms if per_atom else graph] for name, per_atom in _FIELDS}
-        if shard.first_frame:
-            out["sample_id"] = out["sample_id"] + shard.first_frame
-        return out
+        return self._shards[k].arrays(row)
 
     def blocks(self, *names: str) -> Iterator[tuple[slice, list[np.ndarray]]]:
         """Yield the columns `names` shard by shard, with the structures that each covers."""
         for k, shard in enumerate(self._shards):
             rows = slice(int(self._first[k]), int(self._first[k + 1]))
             yield rows, [shard.column(name) for name in names]
+
+    def summary(self, name: str, indices: np.ndarray) -> np.ndarray:
+        """Return one of the `SUMMARIES` of some structures, (n,)."""
+        if self.originals is not None:
+            return self.column(name)[indices]
+        of, compute = COMPUTED[name]
+        out = np.empty(len(indices), SUMMARIES[name].dtype)
+        for rows, (values, start, num_atoms) in self.blocks(of, "start", "num_atoms"):
+            wanted = np.flatnonzero((indices >= rows.start) & (indices < rows.stop))
+            chosen = indices[wanted] - rows.start
+            if len(wanted):
+                out[wanted] = compute(values, start[chosen], num_atoms[chosen])
+        return out
 
     def compositions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Count elements: (structures, species) counts and the sorted species."""
@@ -128,8 +150,7 @@ class Store:
             wanted = np.flatnonzero((indices >= rows.start) & (indices < rows.stop))
             chosen = indices[wanted] - rows.start
             lengths = num_atoms[chosen]
-            within = np.arange(lengths.sum()) - np.repeat(_bounds(lengths)[:-1], lengths)
-            yield np.repeat(wanted, lengths), numbers[np.repeat(start[chosen], lengths) + within]
+            yield np.repeat(wanted, lengths), numbers[atoms_of(start[chosen], lengths)]
 
     def edge_counts(self, cutoff: float) -> np.ndarray:
         """Return the edges of every structure within a cutoff (Å), (structures,)."""
@@ -137,8 +158,9 @@ class Store:
 
     def where(self, index: int) -> str:
         """Say which frame of which file a structure is, for messages."""
-        one = self.arrays(index)
-        return f"{self.sources[int(one['source'][0])]}, frame {int(one['sample_id'][0])}"
+        k, row = self._locate(index)
+        source, frame = self._shards[k].place(row)
+        return f"{self.sources[source]}, frame {frame}"
 
     @cached_property
     def _first_atom(self) -> np.ndarray:
@@ -152,26 +174,60 @@ class Store:
 
 
 class _Shard:
-    """The columns of one shard, mapped when first used."""
+    """The columns of one shard, mapped when first used, or read from the originals."""
 
-    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, record: dict[str, Any], originals: Originals | None) -> None:
+        self.folder, self._originals = folder, originals
+        self._fields = _FIELDS if originals is None else _FIELDS_IN_PLACE
         self.structures, self.atoms = int(record["structures"]), int(record["atoms"])
         self.first_frame = int(record["first_frame"])
-        self._maps: dict[str, np.ndarray] = {}
+        self._maps: dict[str, Any] = {}
 
     def length(self, spec: Column) -> int:
         return self.atoms if spec.per == "atom" else self.structures
 
-    def mapped(self, name: str) -> np.ndarray:
-        """Return a column as it is in its file."""
+    def mapped(self, name: str) -> Any:
+        """Return a column as it is in its file: an array, or what reads it."""
         found = self._maps.get(name)
         if found is None:
-            spec = COLUMNS[name]
-            shape = (self.length(spec), *spec.shape)
-            file = np.memmap(self.folder / f"{name}.bin", spec.dtype, "r", shape=shape)
-            found = self._maps[name] = file.view(np.ndarray)  # slices of memmaps are slow
+            left = self._originals if name in LEFT else None
+            found = self._map(name) if left is None else self._reading(left, name)
+            self._maps[name] = found
         return found
+
+    def _map(self, name: str) -> np.ndarray:
+        spec = COLUMNS.get(name) or SUMMARIES[name]
+        shape = (self.length(spec), *spec.shape)
+        file = np.memmap(self.folder / f"{name}.bin", spec.dtype, "r", shape=shape)
+        return file.view(np.ndarray)  # slices of memmaps are slow
+
+    def _reading(self, originals: Originals, name: str) -> ReadColumn:
+        starts = np.append(self.mapped("start"), self.atoms)
+        return ReadColumn(lambda row: self._left(originals, row)[name], starts, COLUMNS[name].shape)
+
+    def arrays(self, row: int) -> dict[str, np.ndarray]:
+        """Return the SCHEMA fields of a structure, without neighbours."""
+        atoms, graph = self.atoms_of(row), slice(row, row + 1)
+        out = {
+            name: self.mapped(name)[atoms if per_atom else graph] for name, per_atom in self._fields
+        }
+        if self.first_frame:
+            out["sample_id"] = out["sample_id"] + self.first_frame
+        return out if self._originals is None else out | self._left(self._originals, row)
+
+    def atoms_of(self, row: int) -> slice:
+        """Return where the atoms of a structure lie in the shard."""
+        begin = int(self.mapped("start")[row])
+        return slice(begin, begin + int(self.mapped("num_atoms")[row]))
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Return the number of the file that a structure is of, and that of its frame there."""
+        frame = int(self.mapped("sample_id")[row]) + self.first_frame
+        return int(self.mapped("source")[row]), frame
+
+    def _left(self, originals: Originals, row: int) -> dict[str, np.ndarray]:
+        numbers = self.mapped("atomic_numbers")[self.atoms_of(row)]
+        return originals.read(*self.place(row), numbers, float(self.mapped("energy")[row]))
 
     def column(self, name: str) -> np.ndarray:
         """Return a column as the store shows it."""
@@ -180,6 +236,7 @@ class _Shard:
 
 
 _FIELDS = [(name, spec.per == "atom") for name, spec in COLUMNS.items() if name not in INTERNAL]
+_FIELDS_IN_PLACE = [(name, per_atom) for name, per_atom in _FIELDS if name not in LEFT]
 
 
 def _bounds(lengths: Any) -> np.ndarray:

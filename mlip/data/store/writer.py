@@ -15,11 +15,13 @@ from mlip.data.store.layout import (
     EDGE_CUTOFF,
     LABELS,
     SHARD,
+    columns_in,
     digest,
     hash_of,
     write_json,
 )
 from mlip.data.store.overlaps import MIN_DISTANCE, find_overlap
+from mlip.data.store.summaries import COMPUTED
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
 
@@ -31,16 +33,23 @@ _VOIGT: Final = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 class ShardWriter:
     """Appends frames to the columns of one shard; memory stays flat."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the columns in an empty folder."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, in_place: bool = False) -> None:
+        """Open the columns in an empty folder.
+
+        Args:
+            folder: of the shard.
+            in_place: write the summaries of the large columns instead of these.
+        """
+        self.folder, self._in_place = folder, in_place
+        self._specs = dict(COLUMNS) | columns_in(in_place)
         self._frames: list[Frame] = []
         self._places: list[tuple[int, int, Piece]] = []  # source, frame in its piece, the piece
         self._stack = ExitStack()
         self._files = {
-            name: self._stack.enter_context((folder / f"{name}.bin").open("wb")) for name in COLUMNS
+            name: self._stack.enter_context((folder / f"{name}.bin").open("wb"))
+            for name in columns_in(in_place)
         }
-        self._digests = {name: digest() for name in COLUMNS}
+        self._digests = {name: digest() for name in self._specs}
         self._record: dict[str, Any] = {
             "structures": 0,
             "atoms": 0,
@@ -90,10 +99,15 @@ class ShardWriter:
     def _flush(self) -> None:
         self._refuse_overlaps()
         columns = self._packed()
+        if self._in_place:
+            begin = columns["start"] - self._record["atoms"]
+            for name, (of, summary) in COMPUTED.items():
+                columns[name] = summary(columns[of], begin, columns["num_atoms"])
         for name, column in columns.items():
-            data = np.ascontiguousarray(column, dtype=COLUMNS[name].dtype).data
+            data = np.ascontiguousarray(column, dtype=self._specs[name].dtype).data
             self._digests[name].update(data)
-            self._files[name].write(data)
+            if name in self._files:
+                self._files[name].write(data)
         self._measure(columns)
         self._frames, self._places = [], []
 

@@ -189,6 +189,14 @@ def test_other_folders_are_not_written_into(files, tmp_path):
         build(tmp_path, files)
 
 
+def test_a_folder_that_another_part_is_just_making_is_taken(files, tmp_path):
+    """All tasks of an array begin at once, and one may be killed at its first write."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".conversion.json.x8f2.tmp").write_text("{")
+    build(tmp_path / "s", files)
+    assert_holds(Store(tmp_path / "s"), files)
+
+
 FORK = multiprocessing.get_context("fork")
 
 
