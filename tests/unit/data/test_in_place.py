@@ -454,6 +454,7 @@ def grown(path):
         (grown, r"has changed since it was indexed.*\(other size, content, time\)"),
         (Path.unlink, r"cannot be read.*only an index of it; put it back"),
     ],
+    ids=["touched", "rewritten", "grown", "gone"],
 )
 def test_a_shard_that_has_changed_or_gone(shards, tmp_path, change, message):
     files = sorted(shards.iterdir())
