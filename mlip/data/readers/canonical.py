@@ -233,7 +233,7 @@ class Canonicalizer:
         return results
 
     def find(self, frame: RawFrame, place: str) -> dict[str, tuple[str, Any]]:
-        """Return (name, value) of each label that counts, as the file has it; errors as of a call."""
+        """Return (name, value) of each label that counts, unconverted; errors as of a call."""
         off = self._switched_off(frame, place)
         found = {label: self._find(frame, label, place) for label in SEARCH if label not in off}
         return {label: hit for label, hit in found.items() if hit[1] is not None}

@@ -1,7 +1,7 @@
 """Checks of many frames at once, their arrays behind one another.
 
-A look at thirty numbers costs numpy more than the thirty numbers do. Nothing is said here about what
-is wrong: whatever is not plainly right is `Doubtful`, and `checks` looks at it frame by frame.
+Calling numpy costs more than the thirty numbers of a frame do. Nothing is said here about what is
+wrong: whatever is not plainly right is `Doubtful`, and `checks` looks at it frame by frame.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def stacked_numbers(values: Sequence[Any]) -> NDArray[np.int64]:
     return flat
 
 
-def stacked_floats(
-    values: Sequence[Any], shapes: Iterable[tuple[int, ...]]
-) -> NDArray[np.float64]:
+def stacked_floats(values: Sequence[Any], shapes: Iterable[tuple[int, ...]]) -> NDArray[np.float64]:
     """Return arrays of these shapes behind one another, as `as_floats` passes them.
 
     Raises:
