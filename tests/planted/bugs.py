@@ -110,6 +110,13 @@ MECHANICS = (
         ("tests/unit/readers/test_mptrj.py::test_kbar_of_vasp_to_ase",),
     ),
     Bug(
+        "a fault in a block of frames is put on another frame",
+        "mlip/data/readers/blocks.py",
+        "enumerate(block, start=index)",
+        "enumerate(block, start=first)",
+        ("tests/unit/readers/test_blocks.py::test_a_fault_is_that_of_its_frame",),
+    ),
+    Bug(
         "kbar keep VASP's sign",
         "mlip/data/readers/pymatgen_json.py",
         'KBAR_VASP: Final = -stress_factor("kbar")',

@@ -17,6 +17,7 @@ from typing import Any, Final
 from ase import Atoms
 
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
+from mlip.data.readers.blocks import canonical_frames
 from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
 from mlip.data.readers.extxyz import read_extxyz
@@ -228,8 +229,7 @@ def read_frames(
     else:
         frames = _PARTS[piece.kind](piece.path, piece.span)
     first = piece.span[0] if piece.span and piece.kind == "aselmdb" else 0
-    for index, frame in enumerate(frames, start=first):
-        yield canonical.arrays(frame, index)
+    yield from canonical_frames(canonical, frames, first)
     canonical.finish()
     if found is not None:
         found.update(canonical.keys)

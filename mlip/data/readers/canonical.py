@@ -50,10 +50,10 @@ SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "magmoms": ("REF_magmoms", "calc:magmoms", "magmoms", "magmom"),
 }
-_VOIGT_I: Final = [0, 1, 2, 1, 0, 0]
-_VOIGT_J: Final = [0, 1, 2, 2, 2, 1]
+VOIGT_I: Final = [0, 1, 2, 1, 0, 0]
+VOIGT_J: Final = [0, 1, 2, 2, 2, 1]
 _VASP_TO_ASE: Final = [0, 1, 2, 4, 5, 3]  # xx yy zz xy yz zx -> xx yy zz yz xz xy
-_ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
+ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
 
 
 @dataclass(slots=True)
@@ -142,15 +142,15 @@ class Canonicalizer:
         self.options = options
         energy_unit = options.energy_unit or "eV"
         self._energy = energy_factor(energy_unit)
-        self._force = force_factor(options.force_unit or f"{energy_unit}/A")
+        self.force_factor = force_factor(options.force_unit or f"{energy_unit}/A")
         sign = -1.0 if options.stress_sign == "vasp" else 1.0
-        self._stress = sign * stress_factor(options.stress_unit or "eV/A^3")
+        self.stress_factor = sign * stress_factor(options.stress_unit or "eV/A^3")
         explicit = {label: options.keys_of(label) for label in SEARCH}
         self._searched = {label: _searched(names, label) for label, names in explicit.items()}
         self._explicit = {label for label, names in explicit.items() if names}
         self.keys: dict[str, str] = {}  # where each label was found
         self._left_out: dict[str, int] = {}
-        self._count = 0
+        self.count = 0  # frames so far
 
     def __call__(self, frame: RawFrame, index: int) -> Atoms:
         """Return the canonical form of `frame`.
@@ -182,15 +182,15 @@ class Canonicalizer:
     def arrays(self, frame: RawFrame, index: int) -> Frame:
         """Return the canonical form of `frame` as arrays; arguments and errors as of a call."""
         place = f"{self.path}: frame {index}" + (f" ({frame.where})" if frame.where else "")
-        self._count += 1
+        self.count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)
-        return Frame(numbers, positions, cell, pbc, results, self._info(frame, numbers, place))
+        return Frame(numbers, positions, cell, pbc, results, self.info(frame, numbers, place))
 
     def finish(self) -> None:
         """Say once what was left out of this file's labels, with counts."""
         for what, count in self._left_out.items():
-            warnings.warn(f"{self.path}: {what} in {count} of {self._count} frames", stacklevel=3)
+            warnings.warn(f"{self.path}: {what} in {count} of {self.count} frames", stacklevel=3)
 
     # --- geometry -------------------------------------------------------------------------------
 
@@ -220,26 +220,49 @@ class Canonicalizer:
         off = self._switched_off(frame, place)
         name, value = ("", None) if "energy" in off else self._find(frame, "energy", place)
         if value is not None:
-            results["energy"] = self._one_number(value, _plain(name), place) * self._energy
+            results["energy"] = self.energy_of(value, name, place)
         name, value = ("", None) if "forces" in off else self._find(frame, "forces", place)
         if value is not None:
-            results["forces"] = as_floats(value, (n, 3), _plain(name), place) * self._force
+            results["forces"] = as_floats(value, (n, 3), _plain(name), place) * self.force_factor
         name, value = ("", None) if "stress" in off else self._find(frame, "stress", place)
-        if value is not None:
-            tensor = self._tensor(value, name, place)
-            if pbc.all():
-                results["stress"] = self._to_stress(tensor, name, cell, place)
-            else:
-                self._leave_out("stress is no label without three periodic axes, left out")
+        if value is not None and (got := self.stress_of(value, name, cell, pbc, place)) is not None:
+            results["stress"] = got
         name, value = self._find(frame, "magmoms", place)
-        if value is not None:
-            if _first_length(value) == 3 and np.shape(value) == (n, 3):
-                self._leave_out("non-collinear magnetic moments are not supported, left out")
-            else:
-                magmoms = as_floats(value, (n,), _plain(name), place, nan_ok=True)
-                if not np.isnan(magmoms).all():
-                    results["magmoms"] = magmoms
+        if value is not None and (got := self.magmoms_of(value, name, n, place)) is not None:
+            results["magmoms"] = got
         return results
+
+    def find(self, frame: RawFrame, place: str) -> dict[str, tuple[str, Any]]:
+        """Return (name, value) of each label that counts, unconverted; errors as of a call."""
+        off = self._switched_off(frame, place)
+        found = {label: self._find(frame, label, place) for label in SEARCH if label not in off}
+        return {label: hit for label, hit in found.items() if hit[1] is not None}
+
+    def energy_of(self, value: Any, name: str, place: str) -> float:
+        """Convert an energy that was found under a name; errors as of a call."""
+        return self._one_number(value, _plain(name), place) * self._energy
+
+    def stress_of(
+        self, value: Any, name: str, cell: NDArray[np.float64], pbc: NDArray[np.bool_], place: str
+    ) -> NDArray[np.float64] | None:
+        """Convert a stress or virial, None if it is no label here; errors as of a call."""
+        tensor = self._tensor(value, name, place)
+        if pbc.all():
+            return self._to_stress(tensor, name, cell, place)
+        self._leave_out("stress is no label without three periodic axes, left out")
+        return None
+
+    def magmoms_of(self, value: Any, name: str, n: int, place: str) -> NDArray[np.float64] | None:
+        """Check the magnetic moments of n atoms, None if they are no label; errors as of a call."""
+        if _first_length(value) == 3 and np.shape(value) == (n, 3):
+            self._leave_out("non-collinear magnetic moments are not supported, left out")
+            return None
+        magmoms = as_floats(value, (n,), _plain(name), place, nan_ok=True)
+        return None if np.isnan(magmoms).all() else magmoms
+
+    def is_virial(self, name: str) -> bool:
+        """Whether what was found under a name is -volume times the stress."""
+        return _plain(name) in (*VIRIAL_KEYS, self.options.keys.virial)
 
     def _one_number(self, value: Any, name: str, place: str) -> float:
         if type(value) is float and math.isfinite(value):
@@ -309,7 +332,7 @@ class Canonicalizer:
             if self.options.stress_voigt == "vasp" and not name.startswith("calc:"):
                 array = array[_VASP_TO_ASE]
             tensor = np.empty((3, 3))
-            tensor[_VOIGT_I, _VOIGT_J] = tensor[_VOIGT_J, _VOIGT_I] = array
+            tensor[VOIGT_I, VOIGT_J] = tensor[VOIGT_J, VOIGT_I] = array
             return tensor
         if array.size != 9:
             raise DataError(
@@ -321,13 +344,13 @@ class Canonicalizer:
         self, tensor: NDArray[np.float64], name: str, cell: NDArray[np.float64], place: str
     ) -> NDArray[np.float64]:
         """Return ASE's Voigt stress, eV/Å³, from a stress or a virial."""
-        if _plain(name) in (*VIRIAL_KEYS, self.options.keys.virial):
+        if self.is_virial(name):
             stress = tensor * (-self._energy / abs(np.linalg.det(cell)))
         else:
-            stress = tensor * self._stress
+            stress = tensor * self.stress_factor
         (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = stress.tolist()
         asymmetry = max(abs(xy - yx), abs(xz - zx), abs(yz - zy))
-        if asymmetry > _ASYMMETRY[1] and asymmetry > _ASYMMETRY[0] * np.abs(stress).max():
+        if asymmetry > ASYMMETRY[1] and asymmetry > ASYMMETRY[0] * np.abs(stress).max():
             raise DataError(
                 f"{place}: {_plain(name)!r} is not symmetric (by {asymmetry:.3g} eV/A^3), as a "
                 "stress tensor must be; check the order of its components"
@@ -339,7 +362,8 @@ class Canonicalizer:
 
     # --- ids, charge, weights -------------------------------------------------------------------
 
-    def _info(self, frame: RawFrame, numbers: NDArray[np.int64], place: str) -> dict[str, Any]:
+    def info(self, frame: RawFrame, numbers: NDArray[np.int64], place: str) -> dict[str, Any]:
+        """Return what `Frame.info` holds; errors as of a call."""
         raw = frame.info
         info: dict[str, Any] = {}
         for name, keys, low in (("charge", CHARGE_KEYS, None), ("spin", SPIN_KEYS, 0)):

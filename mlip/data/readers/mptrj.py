@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic
 
@@ -24,14 +25,17 @@ import numpy as np
 from mlip.data.readers.canonical import RawFrame
 from mlip.data.readers.collector import no_collector
 from mlip.data.readers.pymatgen_json import (
+    KBAR_VASP,
     S,
     Site,
     Structure,
     UnusualSite,
     Vector,
+    geometries_of,
     geometry,
     kbar_of_vasp,
     vectors,
+    vectors_of,
 )
 from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
@@ -61,6 +65,7 @@ class _Frame(msgspec.Struct, Generic[S], gc=False):
     bandgap: float | None = None
 
 
+_AnyFrame = _Frame[Site] | _Frame[UnusualSite]
 _Material = dict[str, _Frame[Site]] | dict[str, _Frame[UnusualSite]]
 _Unusual = dict[str, _Frame[UnusualSite]]
 _DECODER: Final = msgspec.json.Decoder(dict[str, _Frame[Site]])
@@ -70,6 +75,7 @@ _SCALARS: Final = tuple(
     for name in _Frame.__struct_fields__
     if name not in ("structure", "force", "stress", "magmom", "uncorrected_total_energy")
 )
+_scalars_of: Final = attrgetter(*_SCALARS)
 
 
 def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawFrame]:
@@ -84,8 +90,11 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
         CorruptDataError: the file is cut short or damaged.
     """
     for mp_id, material in _materials(path, span):
-        for frame_id, frame in material.items():
-            yield _raw_frame(path, mp_id, frame_id, frame)
+        together = _together(list(material.values()))
+        for k, (frame_id, frame) in enumerate(material.items()):
+            where = f"{mp_id}, {frame_id}"
+            arrays = together[k] if together else _apart(frame, f"{path}: {where}")
+            yield RawFrame(**arrays, info=_info(mp_id, frame_id, frame), where=where)
 
 
 def split_mptrj(path: Path, size: int) -> Iterator[tuple[tuple[int, int], int]]:
@@ -222,25 +231,43 @@ def _decode(text: memoryview, place: str) -> _Material:
 _NOT_THE_LAYOUT: Final = "this is not the MPtrj layout, correct it"
 
 
-def _raw_frame(
-    path: Path, mp_id: str, frame_id: str, frame: _Frame[Site] | _Frame[UnusualSite]
-) -> RawFrame:
-    where = f"{mp_id}, {frame_id}"
-    place = f"{path}: {where}"
-    results: dict[str, Any] = {
-        "energy": frame.uncorrected_total_energy,
-        "forces": None if frame.force is None else vectors(frame.force),
-        "stress": kbar_of_vasp(frame.stress, place),
-    }
+def _apart(frame: _AnyFrame, place: str) -> dict[str, Any]:
+    """Return the geometry and the results of a frame, as a `RawFrame` has them."""
+    forces = None if frame.force is None else vectors(frame.force)
+    results = _results(frame, forces, kbar_of_vasp(frame.stress, place))
+    return {**geometry(frame.structure, place), "results": results}
+
+
+def _together(frames: Sequence[_AnyFrame]) -> list[dict[str, Any]]:
+    """Return what `_apart` does for each, in half the time, or nothing if one is unusual."""
+    geometries = geometries_of([frame.structure for frame in frames])
+    with_stress = [frame.stress for frame in frames if frame.stress is not None]
+    try:
+        tensors = np.array(with_stress, dtype=np.float64)
+    except ValueError:  # ragged
+        return []
+    if not geometries or (with_stress and tensors.shape[1:] != (3, 3)):
+        return []
+    forces = vectors_of([frame.force or () for frame in frames])
+    stresses = iter(tensors * KBAR_VASP)
+    results = [
+        _results(f, None if f.force is None else part, None if f.stress is None else next(stresses))
+        for f, part in zip(frames, forces, strict=True)
+    ]
+    return [{**g, "results": r} for g, r in zip(geometries, results, strict=True)]
+
+
+def _results(frame: _AnyFrame, forces: Any, stress: Any) -> dict[str, Any]:
+    results = {"energy": frame.uncorrected_total_energy, "forces": forces, "stress": stress}
     if frame.magmom:
         results["magmoms"] = np.array(frame.magmom, dtype=np.float64)  # NaN for None
-    info = {name: getattr(frame, name) for name in _SCALARS}
+    return {name: value for name, value in results.items() if value is not None}
+
+
+def _info(mp_id: str, frame_id: str, frame: _AnyFrame) -> dict[str, Any]:
+    scalars = zip(_SCALARS, _scalars_of(frame), strict=True)
+    info: dict[str, Any] = {name: value for name, value in scalars if value is not None}
     info.update(mp_id=mp_id, frame_id=frame_id)
     if parts := _FRAME_ID.fullmatch(frame_id):  # as the other packagings of MPtrj have it
         info.update(task_id=parts[1], calc_id=int(parts[2]), ionic_step=int(parts[3]))
-    return RawFrame(
-        **geometry(frame.structure, place),
-        results={k: v for k, v in results.items() if v is not None},
-        info={k: v for k, v in info.items() if v is not None},
-        where=where,
-    )
+    return info

@@ -16,6 +16,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
+from mlip.data.readers.stacked import parts_of
 from mlip.errors import CorruptDataError, DataError
 from mlip.units import stress_factor
 
@@ -97,6 +98,33 @@ def geometry(structure: Structure[Any], place: str) -> dict[str, Any]:
         "cell": matrix,
         "pbc": structure.lattice.pbc,
     }
+
+
+def geometries_of(structures: Sequence[Structure[Any]]) -> list[dict[str, Any]]:
+    """Return what `geometry` does for each, or nothing if one of them has to be looked at."""
+    sites = list(chain.from_iterable([structure.sites for structure in structures]))
+    counts = [len(structure.sites) for structure in structures]
+    try:  # no text of a species holds a NUL, which JSON forbids
+        species = b"\0".join([site.species for site in sites]).split(b"\0")
+        numbers = np.fromiter(map(_known.__getitem__, species), np.int64, len(sites))
+        cells = np.array([s.lattice.matrix for s in structures], dtype=np.float64)
+    except (KeyError, TypeError, ValueError):  # new species, `UnusualSite`s, ragged lattices
+        return []
+    if cells.shape != (len(structures), 3, 3):
+        return []
+    fractional = vectors([site.abc for site in sites])
+    return [
+        {"numbers": n, "positions": abc @ cell, "cell": cell, "pbc": s.lattice.pbc}
+        for n, abc, cell, s in zip(
+            parts_of(numbers, counts), parts_of(fractional, counts), cells, structures, strict=True
+        )
+    ]
+
+
+def vectors_of(lists: Sequence[Sequence[Vector]]) -> list[NDArray[np.float64]]:
+    """Return (N, 3) for each of the lists."""
+    flat = vectors(list(chain.from_iterable(lists)))
+    return parts_of(flat, map(len, lists))
 
 
 def vectors(rows: Sequence[Vector]) -> NDArray[np.float64]:

@@ -80,7 +80,8 @@ def build(
 
 
 def _convert(plan: Conversion, part: tuple[int, int], processes: int) -> None:
-    folder, jobs = plan.folder, islice(plan.jobs(), part[0], None, part[1])
+    folder, names = plan.folder, list[str]()
+    jobs = islice(_named(plan.jobs(), names), part[0], None, part[1])
     with Progress(folder.name, plan.size // part[1]) as progress:
         if processes == 1:
             for job in jobs:
@@ -89,7 +90,7 @@ def _convert(plan: Conversion, part: tuple[int, int], processes: int) -> None:
         else:
             _run_pool(plan, jobs, processes, progress)
     if part[1] == 1:
-        merge(folder)
+        _merge(plan, names)
 
 
 def merge(folder: Path) -> None:
@@ -99,11 +100,23 @@ def merge(folder: Path) -> None:
         DataError: some are not there yet, or there is nothing to merge.
     """
     plan = Conversion.load(folder)
+    _merge(plan, [job.name for job in plan.jobs()])
+
+
+def _named(jobs: Iterator[Job], names: list[str]) -> Iterator[Job]:
+    """Pass jobs on and note what they are called: planning them again reads large files again."""
+    for job in jobs:
+        names.append(job.name)
+        yield job
+
+
+def _merge(plan: Conversion, names: Sequence[str]) -> None:
+    folder = plan.folder
     shards, missing = list(plan.shards_before), []
-    for job in plan.jobs():
-        found, complete = finished_shards(folder, job.name)
+    for name in names:
+        found, complete = finished_shards(folder, name)
         if not complete:
-            missing.append(job.name)
+            missing.append(name)
         shards += found
     if missing:
         raise DataError(

@@ -44,7 +44,8 @@ def _sorted_search(
     counts = np.array([len(f.numbers) for f in frames])
     first = np.cumsum(counts) - counts
     owner = np.repeat(np.arange(len(frames)), counts)
-    scaled = np.einsum("ni,nij->nj", np.concatenate([f.positions for f in frames]), inverse[owner])
+    positions = np.concatenate([f.positions for f in frames])
+    scaled = np.einsum("ni,nij->nj", positions, inverse.take(owner, axis=0))
     scaled -= np.floor(scaled) * periodic[owner, None]
     low = np.minimum.reduceat(scaled, first) * ~periodic[:, None]
     extents = np.where(periodic[:, None], heights, np.maximum.reduceat(scaled, first) - low)
@@ -66,9 +67,10 @@ def _sorted_search(
         left = left[: left.searchsorted(len(atom) - step)]
         left = left[along[left + step] - along[left] < MIN_DISTANCE]
         i, j = atom[left], atom[left + step]
-        apart = scaled[j] - scaled[i]
+        apart = scaled.take(j, axis=0) - scaled.take(i, axis=0)
         apart -= np.rint(apart) * periodic[owner[i], None]
-        near = (np.abs(apart) * heights[owner[i]]).max(axis=1, initial=0.0) < MIN_DISTANCE
+        x, y, z = (np.abs(apart) * heights.take(owner[i], axis=0) < MIN_DISTANCE).T
+        near = x & y & z
         i, j, apart = i[near], j[near], apart[near]
         square = np.square(np.einsum("ni,nij->nj", apart, cells[owner[i]])).sum(axis=1)
         for e in np.flatnonzero((square < MIN_DISTANCE**2) & (i != j)):

@@ -86,6 +86,38 @@ def test_absent_labels_stay_absent(name, how, nested, write):
     assert set(results) == {"energy", "forces", "stress", "magmoms"} - {label}
 
 
+def test_a_frame_without_labels_leaves_those_of_its_material_alone(nested, write, crystals):
+    """Arrays of a material are made together; each frame keeps its own."""
+    first(nested).update(force=None, stress=None)
+    first(nested)["structure"]["sites"].pop()
+    first(nested)["magmom"].pop()
+    _, second, *_ = read_structures(write(nested))
+    np.testing.assert_allclose(second.positions, crystals[1].positions, atol=1e-12)
+    for name, value in crystals[1].calc.results.items():
+        np.testing.assert_allclose(second.calc.results[name], value, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stress": [[1.0], [2.0, 3.0]]}, "stress is ragged"),
+        ({"stress": [[1.0] * 6]}, "'stress' has shape"),
+        ({"force": [[0.0] * 3] * 3}, "'forces' has shape"),
+        ({"species": [{"element": "Xq"}]}, "site 0 holds 'Xq'"),
+        ({"matrix": [[1.0] * 3] * 2}, "lattice has 2 vectors"),
+    ],
+)
+def test_a_fault_in_a_material_is_that_of_its_frame(change, message, nested, write):
+    _, (name, record) = nested["mp-1"].items()
+    structure = record["structure"]
+    for place in (record, structure["lattice"], structure["sites"][0]):
+        place.update({key: value for key, value in change.items() if key in place})
+    found = []
+    with pytest.raises(DataError, match=f"mp-1, {name}.*{message}"):
+        found.extend(read_structures(write(nested)))
+    assert len(found) == 3
+
+
 def test_oxidation_states_and_cartesian_sites(nested, write, crystals):
     sites = first(nested)["structure"]["sites"]
     sites[0]["species"] = [{"element": "Na", "oxidation_state": 1.0, "occu": 1}]
