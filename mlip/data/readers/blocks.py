@@ -25,7 +25,7 @@ from mlip.data.readers.stacked import (
 )
 from mlip.errors import DataError
 
-BLOCK: Final = 128  # frames; their arrays stay in the processor's cache
+BLOCK: Final = 64  # frames; their arrays stay in the processor's cache
 _NO_CELL: Final = np.zeros((3, 3))
 Labels = dict[str, tuple[str, Any]]  # name and value of each that a frame has
 

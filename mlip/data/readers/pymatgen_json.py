@@ -7,8 +7,9 @@ times as long. MPtrj and MatPES hold such structures; what they hold beside is t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import chain, starmap
+from struct import Struct
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
@@ -23,6 +24,7 @@ from mlip.units import stress_factor
 KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 MANY_SPECIES: Final = 10_000  # a file has some 90
 Vector = tuple[float, float, float]
+_PACKED: Final = Struct("3d")  # a quarter faster than numpy's own way
 _ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
 
 
@@ -123,13 +125,12 @@ def geometries_of(structures: Sequence[Structure[Any]]) -> list[dict[str, Any]]:
 
 def vectors_of(lists: Sequence[Sequence[Vector]]) -> list[NDArray[np.float64]]:
     """Return (N, 3) for each of the lists."""
-    flat = vectors(list(chain.from_iterable(lists)))
-    return parts_of(flat, map(len, lists))
+    return parts_of(vectors(chain.from_iterable(lists)), map(len, lists))
 
 
-def vectors(rows: Sequence[Vector]) -> NDArray[np.float64]:
-    """Return (N, 3)."""
-    return np.fromiter(chain.from_iterable(rows), np.float64, 3 * len(rows)).reshape(-1, 3)
+def vectors(rows: Iterable[Vector]) -> NDArray[np.float64]:
+    """Return (N, 3), read-only."""
+    return np.frombuffer(b"".join(starmap(_PACKED.pack, rows))).reshape(-1, 3)
 
 
 def kbar_of_vasp(stress: Any, place: str) -> NDArray[np.float64] | None:
