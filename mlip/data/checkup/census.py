@@ -37,7 +37,8 @@ from mlip.data.checkup.pairs import PairFinder
 from mlip.data.checkup.reading import expand, frames_in
 from mlip.data.progress import counted
 from mlip.data.readers import Inspected
-from mlip.data.readers.canonical import SEARCH, RawFrame
+from mlip.data.readers.canonical import SEARCH
+from mlip.data.readers.frames import RawFrame
 from mlip.errors import DataError
 
 LABELS = tuple(SEARCH)

@@ -11,8 +11,9 @@ from ase import Atoms
 from ase.data import covalent_radii
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import SEARCH, RawFrame
+from mlip.data.readers.canonical import SEARCH
 from mlip.data.readers.checks import check_cell
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.options import VIRIAL_KEYS
 from mlip.errors import DataError
 from mlip.neighbors import complete_cell, neighbor_list

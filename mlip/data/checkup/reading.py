@@ -13,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.data.readers import Inspected, expand_paths, inspect_frames
-from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.frames import RawFrame
 from mlip.data.store import Store, open_store
 from mlip.data.store.layout import is_store
 

@@ -19,8 +19,9 @@ from ase import Atoms
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
 from mlip.data.readers.blocks import canonical_frames
 from mlip.data.readers.by_number import Frames, require_by_number
-from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
+from mlip.data.readers.canonical import Canonicalizer
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.matpes import read_matpes
 from mlip.data.readers.mptrj import read_mptrj, split_mptrj
 from mlip.data.readers.npz import read_npz

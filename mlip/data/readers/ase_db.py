@@ -22,7 +22,7 @@ from ase import Atoms
 from ase.io.trajectory import TrajectoryReader
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.rows import decode_row, parse_json
 from mlip.errors import CorruptDataError, DataError
 

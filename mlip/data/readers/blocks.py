@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import Canonicalizer, Frame, RawFrame
+from mlip.data.readers.canonical import Canonicalizer
+from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.stacked import (
     Doubtful,
     check_cells,

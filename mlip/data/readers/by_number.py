@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from mlip.data.readers.canonical import Canonicalizer, Frame
+from mlip.data.readers.canonical import Canonicalizer
+from mlip.data.readers.frames import Frame
 from mlip.data.readers.omol25 import ShardRows
 from mlip.data.readers.options import ReadOptions
 from mlip.data.readers.paths import check_format, detect_format

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import NDArray
 
 from mlip.data.readers.checks import as_floats, as_integer, as_numbers, check_cell, hill_formula
+from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.options import VIRIAL_KEYS, ReadOptions
 from mlip.errors import DataError
 from mlip.units import energy_factor, force_factor, stress_factor
@@ -54,79 +54,6 @@ VOIGT_I: Final = [0, 1, 2, 1, 0, 0]
 VOIGT_J: Final = [0, 1, 2, 2, 2, 1]
 _VASP_TO_ASE: Final = [0, 1, 2, 4, 5, 3]  # xx yy zz xy yz zx -> xx yy zz yz xz xy
 ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
-
-
-@dataclass(slots=True)
-class RawFrame:
-    """One frame as its file has it: nothing converted, nothing checked.
-
-    Attributes:
-        numbers: (N,) atomic numbers.
-        positions: (N, 3), Å.
-        cell: (3, 3) lattice vectors as rows, Å.
-        pbc: (3,) which axes repeat.
-        results: calculator results, units as in the file, 6-vectors in ASE's Voigt order.
-        info: everything else that belongs to the frame.
-        arrays: everything else that belongs to its atoms.
-        constraints: ASE constraints; only kept with `keep_info`.
-        where: the source's own name for the frame, for messages.
-    """
-
-    numbers: Any
-    positions: Any
-    cell: Any = None
-    pbc: Any = (False, False, False)
-    results: dict[str, Any] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, Any] = field(default_factory=dict)
-    constraints: list[Any] = field(default_factory=list)
-    where: str = ""
-
-    @classmethod
-    def from_atoms(cls, atoms: Atoms) -> RawFrame:
-        """Take an ASE frame apart; results are the raw ones, which constraints cannot zero."""
-        arrays = dict(atoms.arrays)
-        results = dict(atoms.calc.results) if atoms.calc is not None else {}
-        return cls(
-            numbers=arrays.pop("numbers"),
-            positions=arrays.pop("positions"),
-            cell=atoms.cell.array,
-            pbc=atoms.pbc,
-            results=results,
-            info=dict(atoms.info),
-            arrays=arrays,
-            constraints=list(atoms.constraints),
-        )
-
-    def get(self, name: str) -> Any:
-        """Return the entry called `name` ("calc:NAME" for a result), or None."""
-        if name.startswith("calc:"):
-            return self.results.get(name[5:])
-        value = self.info.get(name)
-        return self.arrays.get(name) if value is None else value
-
-
-@dataclass(slots=True)
-class Frame:
-    """One canonical frame as arrays: what an `ase.Atoms` would hold, at a tenth of its cost.
-
-    Attributes:
-        numbers: (N,) int64 atomic numbers.
-        positions: (N, 3), Å.
-        cell: (3, 3) lattice vectors as rows, Å.
-        pbc: (3,) which axes repeat.
-        results: those of energy (eV), forces (N, 3) eV/Å, stress (6,) eV/Å³ in ASE's order and
-            sign, and magmoms (N,) that the source has.
-        info: those of charge, spin, group, id, data_id, source, config_type and weights that the
-            source has.
-    """
-
-    numbers: NDArray[np.int64]
-    positions: NDArray[np.float64]
-    cell: NDArray[np.float64]
-    pbc: NDArray[np.bool_]
-    results: dict[str, Any]
-    info: dict[str, Any]
 
 
 class Canonicalizer:

@@ -21,7 +21,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
 

@@ -19,8 +19,8 @@ from typing import Any, Final, Generic
 import msgspec
 import numpy as np
 
-from mlip.data.readers.canonical import RawFrame
 from mlip.data.readers.collector import no_collector
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.pymatgen_json import (
     Properties,
     S,

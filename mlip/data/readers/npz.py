@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.streams import MAX_RATIO, RATIO_FLOOR
 from mlip.errors import CorruptDataError, DataError
 from mlip.units import LENGTH, energy_factor, force_factor

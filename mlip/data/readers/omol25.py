@@ -21,7 +21,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import RawFrame
+from mlip.data.readers.frames import RawFrame
 from mlip.data.readers.lmdb_pages import check_lmdb
 from mlip.data.readers.paths import SIDECAR
 from mlip.data.readers.rows import decode_row, parse_json

@@ -19,8 +19,8 @@ from ase.calculators.calculator import all_properties
 from ase.constraints import dict2constraint
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import RawFrame
 from mlip.data.readers.collector import no_collector
+from mlip.data.readers.frames import RawFrame
 from mlip.errors import CorruptDataError, DataError
 
 MAX_ELEMENTS: Final = 50_000_000

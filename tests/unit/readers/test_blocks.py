@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mlip.data.readers import ReadOptions, blocks
-from mlip.data.readers.canonical import Canonicalizer, RawFrame
+from mlip.data.readers.canonical import Canonicalizer
+from mlip.data.readers.frames import RawFrame
 from mlip.errors import CorruptDataError, DataError
 
 FILE = Path("file.x")
