@@ -10,7 +10,7 @@ import pytest
 
 from mlip import doctor
 from mlip.cli.main import main
-from mlip.models.kernels import compiler
+from mlip.models.kernels import compiler, fused_sum
 
 
 def notes() -> dict[str, doctor.Note]:
@@ -98,6 +98,17 @@ def test_kernels(wanted, obstacle, broken, value, advice, monkeypatch):
     assert note.broken == broken
     assert note.value.startswith(value)
     assert re.search(advice, note.advice or "")
+
+
+@pytest.mark.parametrize(("installed", "value"), [(True, "in Triton"), (False, "MLIP_KERNELS=tri")])
+def test_kernels_for_a_gpu(installed, value, monkeypatch):
+    monkeypatch.setenv("MLIP_KERNELS", "triton")
+    monkeypatch.setattr(compiler, "obstacle", lambda: None)
+    monkeypatch.setattr(fused_sum, "find_spec", lambda name: installed or None)
+    found = notes()
+    assert found["kernels on a GPU"].broken == (not installed)
+    assert found["kernels on a GPU"].value.startswith(value)
+    assert found["kernels"].value.startswith("compiled by "), "those of the CPU"
 
 
 def test_kernels_that_are_not_wanted_are_not_tried(monkeypatch):
