@@ -840,6 +840,20 @@ SEVERAL = (
 
 KERNELS = (
     Bug(
+        "every file of a store that is looked at stays open",
+        "mlip/data/store/mapping.py",
+        'if os.name == "posix":',
+        'if os.name == "nt":',
+        ("tests/unit/data/test_mapping.py::test_a_store_of_many_shards_needs_no_open_files",),
+    ),
+    Bug(
+        "an index is found again by a path that it does not know",
+        "mlip/data/store/cache.py",
+        "file.absolute() if in_place else file.resolve()",
+        "file.resolve()",
+        ("tests/unit/data/test_in_place.py::test_a_link_that_goes_takes_no_other_path_with_it",),
+    ),
+    Bug(
         "whole vectors of channels are left out of the gradient of the harmonics",
         "mlip/models/kernels/neighbor_sum.c",
         "for (int c0 = 0; c0",

@@ -105,7 +105,13 @@ class ShardRows:
             raise DataError(
                 f"{self.path}: has been written to since it was indexed; index it again"
             )
-        self._environment = _open(self.path, records=False)
+        try:
+            self._environment = _open(self.path, records=False)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be opened ({error}); every process keeps one file open for "
+                "each shard that it reads from (`ulimit -n` says how many it may)"
+            ) from None
         with self._environment.begin(buffers=True) as transaction:
             ids = _ids(self.path, transaction)
         self._ids = ids if isinstance(ids, range) else np.array(ids)

@@ -144,7 +144,9 @@ def _key(files: Sequence[Path], format: str, options: Mapping[str, Any], in_plac
     if in_place:
         content.update(b"in place")
     for file in files:
-        about = (str(file.resolve()), file.stat().st_mtime_ns, describe_source(file)["ends"])
+        # an index goes back to the path it was made from, which may be a link that others are not
+        path = file.absolute() if in_place else file.resolve()
+        about = (str(path), file.stat().st_mtime_ns, describe_source(file)["ends"])
         content.update(repr((file.stat().st_size, *about)).encode())
     return content.hexdigest()[:24]
 

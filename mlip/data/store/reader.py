@@ -20,6 +20,7 @@ from mlip.data.store.layout import (
     Column,
     read_manifest,
 )
+from mlip.data.store.mapping import map_file
 from mlip.data.store.originals import Originals
 from mlip.data.store.summaries import COMPUTED, atoms_of
 
@@ -198,8 +199,7 @@ class _Shard:
     def _map(self, name: str) -> np.ndarray:
         spec = COLUMNS.get(name) or SUMMARIES[name]
         shape = (self.length(spec), *spec.shape)
-        file = np.memmap(self.folder / f"{name}.bin", spec.dtype, "r", shape=shape)
-        return file.view(np.ndarray)  # slices of memmaps are slow
+        return map_file(self.folder / f"{name}.bin", spec.dtype, shape)
 
     def _reading(self, originals: Originals, name: str) -> ReadColumn:
         starts = np.append(self.mapped("start"), self.atoms)

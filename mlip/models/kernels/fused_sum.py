@@ -116,11 +116,12 @@ class _Layer:
         first, source, _ = edges
         n = len(first) - 1
         out = h.new_empty(n * self._out_size)
-        for one in self._inputs:
-            grid = (n, -(-one.channels // one.width))
-            one.kernels["collect"][grid](
-                out, h, y, w, first, source, n, ROWS=one.rows, WIDTH=one.width, num_warps=1
-            )
+        with torch.cuda.device_of(h):  # Triton launches on the current device
+            for one in self._inputs:
+                grid = (n, -(-one.channels // one.width))
+                one.kernels["collect"][grid](
+                    out, h, y, w, first, source, n, ROWS=one.rows, WIDTH=one.width, num_warps=1
+                )
         return out
 
     def spread(
@@ -132,10 +133,11 @@ class _Layer:
             torch.zeros_like(x) if need else None for x, need in zip((h, y, w), wanted, strict=True)
         ]
         with_h, with_y, with_w = wanted
-        for one in self._inputs:
-            grid = (-(-len(source) // one.rows),)
-            if grid[0]:
-                one.kernels["spread"][grid](
+        if not len(source):
+            return out
+        with torch.cuda.device_of(h):
+            for one in self._inputs:
+                one.kernels["spread"][(-(-len(source) // one.rows),)](
                     *out, g, h, y, w, source, centre, len(first) - 1, len(source),
                     WITH_H=with_h, WITH_Y=with_y, WITH_W=with_w, ROWS=one.rows, WIDTH=one.width,
                     num_warps=1,

@@ -495,6 +495,18 @@ def test_a_cached_index_follows_its_files(shards):
     np.testing.assert_array_equal(after.arrays(0)["forces"], forces)
 
 
+def test_a_link_that_goes_takes_no_other_path_with_it(shards, tmp_path):
+    (tmp_path / "link").symlink_to(shards)
+    linked = open_store(tmp_path / "link", in_place=True)
+    (tmp_path / "link").unlink()
+    try:
+        found = open_store(shards, in_place=True)
+    except DataError as error:
+        pytest.fail(str(error))
+    assert found.folder != linked.folder
+    assert np.isfinite(found.arrays(0)["forces"]).all()
+
+
 @pytest.fixture
 def damaged(tmp_path):
     """An index of a shard whose row 150 was damaged later, far from the ends of the file."""
