@@ -45,7 +45,7 @@ KBAR_VASP = -10 / GPa  # kbar with VASP's sign, per eV/A^3 with ASE's
 EOS_VOLUMES = (0.88, 0.91, 0.94, 0.97, 1.0, 1.03, 1.06, 1.09, 1.12)
 ELASTIC_STRAIN = 0.005
 # Shears of a metal move its Fermi surface: on the grid of the frames C11 < C12 for Li.
-DENSER = {"Al": 1.7, "Li": 1.7, "Na": 1.7, "Mg": 1.2}
+DENSER = {"Al": 1.7, "Li": 1.7, "Na": 1.2, "Mg": 1.2}
 STRAINED, RATTLED, SMALL, GENTLE = 8, 7, 6, 5  # frames per material, besides its relaxation
 Array = NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def materials() -> tuple[Material, ...]:
     return (
         Material(1, "Al", "fcc", bulk("Al", a=4.04), (12, 12, 12), CUBE_F, (7, 7, 7), 400),
         Material(2, "Li", "bcc", bulk("Li", a=3.44), (10, 10, 10), LONG_I, (4, 7, 7), 500),
-        Material(3, "Na", "bcc", bulk("Na", a=4.20), (8, 8, 8), LONG_I, (3, 6, 6), 500),
+        Material(3, "Na", "bcc", bulk("Na", a=4.20), (12, 12, 12), LONG_I, (4, 8, 8), 500),
         Material(4, "Mg", "hcp", bulk("Mg", a=3.19, c=5.17), (10, 10, 6), DOUBLE, (5, 10, 6), 600),
         Material(5, "Si", "diamond", bulk("Si", a=5.47), (7, 7, 7), DOUBLE, (4, 7, 7), 400),
         Material(6, "C", "diamond", bulk("C", a=3.57), (6, 6, 6), DOUBLE, (3, 6, 6), 700),
