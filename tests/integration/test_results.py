@@ -128,3 +128,19 @@ def test_the_rates_of_large_data_are_what_was_measured():
         f"reading one costs {own:.0f} µs, in place {in_place:.0f}, through ASE {ase:.0f}"
         in readme()
     )
+
+
+def test_acetylacetone_is_what_was_measured():
+    runs = list(results("models.json")["acac 150 s cpu"]["models"].values())
+
+    def of(kind: str, name: str) -> list[str]:
+        return [f"{1e3 * run[kind]['test'][name]:.0f}" for run in runs]
+
+    a, b, c = of("equal_time", "forces_rmse")
+    assert f"facet-s {a}, nequip-s {b}, transip-s {c} meV/Å" in readme()
+    a, b, c = of("equal_time", "energy_rmse")
+    assert f"energies {a}, {b} and {c} meV" in readme()
+    a, b, c = of("equal_steps", "forces_rmse")
+    assert f"after 500 steps {a}, {b} and {c} meV/Å" in readme()
+    a, b, c = (f"{run['equal_time']['seconds_in_all']:.0f}" for run in runs)
+    assert f"(CPU time of the runs {a}, {b}, {c} s)" in readme()
