@@ -144,3 +144,9 @@ def test_acetylacetone_is_what_was_measured():
     assert f"after 500 steps {a}, {b} and {c} meV/Å" in readme()
     a, b, c = (f"{run['equal_time']['seconds_in_all']:.0f}" for run in runs)
     assert f"(CPU time of the runs {a}, {b}, {c} s)" in readme()
+
+
+def test_a_thousand_frames_of_mptrj_are_what_was_measured():
+    runs = results("models.json")["mptrj_1k 200 s cpu"]["models"].values()
+    a, b, c = (f"{1e3 * run['equal_time']['test']['forces_mae']:.0f}" for run in runs)
+    assert f"{a} (facet-s), {b} (nequip-s), {c} meV/Å (transip-tiny)" in readme()
