@@ -107,8 +107,7 @@ def _add_forces(canonical: Canonicalizer, found: Sequence[Labels], frames: Seque
         return
     counts = [len(frame.numbers) for frame in owners]
     forces = _vectors(values, counts) * canonical.force_factor
-    for frame, part in zip(owners, parts_of(forces, counts), strict=True):
-        frame.results["forces"] = part
+    _put("forces", parts_of(forces, counts), owners)
 
 
 def _add_stresses(
@@ -127,9 +126,7 @@ def _add_stresses(
             canonical.stress_of(value, name, f.cell, f.pbc, "")
             for value, name, f in zip(values, names, owners, strict=True)
         ]
-    for frame, stress in zip(owners, stresses, strict=True):
-        if stress is not None:
-            frame.results["stress"] = stress
+    _put("stress", stresses, owners)
 
 
 def _add_magmoms(
@@ -146,9 +143,14 @@ def _add_magmoms(
             canonical.magmoms_of(value, name, n, "")
             for value, name, n in zip(values, names, counts, strict=True)
         ]
-    for frame, moments in zip(owners, magmoms, strict=True):
-        if moments is not None:
-            frame.results["magmoms"] = moments
+    _put("magmoms", magmoms, owners)
+
+
+def _put(label: str, values: Iterable[Any], owners: Sequence[Frame]) -> None:
+    """Write a label into the results of its frames; None is none."""
+    for frame, value in zip(owners, values, strict=True):
+        if value is not None:
+            frame.results[label] = value
 
 
 def _of(
