@@ -7,7 +7,7 @@ Sources: Su et al., arXiv:2104.09864, for the rotary embedding; learned frequenc
 dimensions and rotary values as in the code of the Platonic Transformer.
 
 Written out, because torch's fused attention has no second derivative and training on forces needs
-one.
+one. What would take much memory is done in pieces, each recomputed for every derivative.
 
 Letters: N atoms, E edges, D width of a token, H heads of D/H = 2 F channels, K radial functions.
 """
@@ -15,19 +15,24 @@ Letters: N atoms, E edges, D width of a token, H heads of D/H = 2 F channels, K 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mlip.graph import mean_of_graphs
 from mlip.models.potential import Geometry
 from mlip.models.radial import BesselBasis, polynomial_envelope
+from mlip.models.recompute import recomputed
 
 EPS = 1e-6  # added to mean squares of order one
 EXPONENT = 50.0  # e^50 is 1/u for the smallest envelope u > 0 that single precision can have
 MAX_WEIGHTS = 2**24  # attention weights computed at once, all heads together
+# Numbers in an (edges, D) array of a piece: little enough for a cache, enough to fill a device.
+PIECE = {"cpu": 2**20, "other": 2**22}
+KEPT = 4  # pieces of a layer that are not recomputed; training keeps about 30 arrays of each
 
 
 @dataclass(slots=True)
@@ -68,20 +73,23 @@ class Molecules:
 
 @dataclass(slots=True)
 class Neighbourhoods:
-    """What edges carry, shared by all layers."""
+    """What edges carry, shared by all layers; whole neighbourhoods side by side make a piece."""
 
     source: Tensor  # (E,) the neighbour
     centre: Tensor  # (E,)
+    within: Tensor  # (E,) the centre, counted from the first atom of its piece
     envelope: Tensor  # (E,)
     radial: Tensor  # (E, K), envelope included
     unit: Tensor  # (E, 3) direction
     features: Tensor  # (E, 4 K) radial times 1, x, y, z of the direction
     cos: Tensor  # (E, H, F) of the phases ω·r_ij
     sin: Tensor
+    atoms: list[int]  # of each piece
+    edges: list[int]
 
     @classmethod
     def build(cls, geometry: Geometry, basis: BesselBasis, frequencies: Tensor) -> Neighbourhoods:
-        """Expand the edges of a batch.
+        """Expand the edges of a batch, which are sorted by centre.
 
         Args:
             geometry: the batch.
@@ -89,20 +97,47 @@ class Neighbourhoods:
             frequencies: ω (H, F, 3), 1/Å.
         """
         r, vectors = geometry.edge_lengths, geometry.edge_vectors
+        source, centre = geometry.edge_index
         radial = basis(r)
         unit = vectors / r[:, None]
         shape = torch.cat([torch.ones_like(r)[:, None], unit], dim=1)  # (E, 4)
         phases = torch.einsum("ex,hfx->ehf", vectors, frequencies)
+        numbers = PIECE["cpu" if r.device.type == "cpu" else "other"]
+        width = 2 * phases[0].numel() if len(r) else 1
+        atoms, edges = _pieces(centre, len(geometry.batch), max(1, numbers // width))
+        first = torch.tensor([0, *atoms[:-1]]).cumsum(0).to(centre.device)
+        sizes = torch.tensor(edges, device=centre.device)
         return cls(
-            source=geometry.edge_index[0],
-            centre=geometry.edge_index[1],
+            source=source,
+            centre=centre,
+            within=centre - torch.repeat_interleave(first, sizes, output_size=len(centre)),
             envelope=polynomial_envelope(r / basis.cutoff, basis.envelope_power),
             radial=radial,
             unit=unit,
             features=(shape[:, :, None] * radial[:, None, :]).flatten(1),
             cos=torch.cos(phases),
             sin=torch.sin(phases),
+            atoms=atoms,
+            edges=edges,
         )
+
+
+def _pieces(centre: Tensor, num_atoms: int, limit: int) -> tuple[list[int], list[int]]:
+    """Cut atoms into runs whose edges are at most `limit` together, those of one atom at least.
+
+    Returns:
+        How many atoms and how many edges each has.
+    """
+    if len(centre) <= limit:
+        return [num_atoms], [len(centre)]
+    ends = torch.bincount(centre, minlength=num_atoms).cumsum(0).cpu().numpy()
+    atoms, edges, atom, edge = [], [], 0, 0
+    while atom < num_atoms:
+        stop = max(atom + 1, int(np.searchsorted(ends, edge + limit, side="right")))
+        atoms.append(stop - atom)
+        edges.append(int(ends[stop - 1]) - edge)
+        atom, edge = stop, int(ends[stop - 1])
+    return atoms, edges
 
 
 class _Heads(nn.Module):
@@ -125,10 +160,10 @@ class _Heads(nn.Module):
 class GlobalAttention(_Heads):
     """Every atom of a molecule attends to all of it.
 
-    Memory: at most `MAX_WEIGHTS` weights are computed at once. More are taken in pieces (some
-    molecules, or some queries of one), each recomputed in the backward pass, so prediction needs a
-    constant multiple of `MAX_WEIGHTS`. Training on gradient forces differentiates twice and has to
-    keep what the second derivative needs, a few times H Σ n² numbers per layer.
+    Memory: a layer keeps at most `MAX_WEIGHTS` weights for the backward pass. Molecules that would
+    take more are gone through in pieces (some molecules, or some queries of one) of at most as
+    many weights, which are recomputed: a constant multiple of `MAX_WEIGHTS`, whatever the
+    molecules, in training on gradient forces, too.
     """
 
     def forward(self, h: Tensor, context: Molecules) -> Tensor:
@@ -138,10 +173,13 @@ class GlobalAttention(_Heads):
         q, k, v = (_turn(x, cos, sin) for x in (q, k, v))
         sizes = [count * size for count, size in context.groups]
         parts = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
-        out = []
+        out, room = [], MAX_WEIGHTS
         for (count, size), part in zip(context.groups, parts, strict=True):
             split = (x.unflatten(0, (count, size)).transpose(1, 2) for x in part)
-            out.append(_bounded_attention(*split).transpose(1, 2).flatten(0, 1))
+            weights = count * self.num_heads * size**2
+            attend = _attention if weights <= room else _attention_in_pieces
+            room = max(0, room - weights)
+            out.append(attend(*split).transpose(1, 2).flatten(0, 1))
         return self.out(_turn(torch.cat(out), cos, -sin).flatten(1))
 
 
@@ -153,6 +191,9 @@ class NeighbourAttention(_Heads):
     still tells how many there are; the output is multiplied by the square root of that number,
     because the mean of n values of unit variance has variance 1/n. Values are filtered by a linear
     map of radial functions and directions, logits get a bias from the same. All are choices.
+
+    Memory: training on forces keeps some 30 numbers for every channel of every edge and layer, of
+    `KEPT` pieces; what goes beyond is recomputed, at 1.6 times the time of these.
     """
 
     def __init__(
@@ -168,30 +209,70 @@ class NeighbourAttention(_Heads):
     def forward(self, h: Tensor, context: Neighbourhoods) -> Tensor:
         """Map tokens (N, D) to (N, D)."""
         q, k, v = self.project(h)
-        source, centre = context.source, context.centre
-        cos, sin = context.cos, context.sin
-        # not q[centre]: the backward of index_select is several times faster
-        query, key, value = (
-            x.index_select(0, at) for x, at in ((q, centre), (k, source), (v, source))
+        of_atoms = ((q * k).sum(2), q, v)
+        of_edges = (
+            context.source, context.within, context.envelope, context.features, context.cos,
+            context.sin,
+        )  # fmt: skip
+        shared = (k, v, self.filter.weight, self.bias.weight, self.null)
+        pieces: Iterator[Sequence[Tensor]] = zip(
+            *(x.split(context.atoms) for x in of_atoms),
+            *(x.split(context.edges) for x in of_edges),
+            strict=True,
         )
-        own = (q * k).sum(2)  # (N, H)
-        logits = (query * _turn(key, cos, sin)).sum(2) + self.bias(context.features)
-        null = self.null.expand_as(own)
-        # Any shift gives the same weights and none of their derivatives: a constant will do. The
-        # exponent of the largest term, envelope included, keeps the denominator at one or more.
-        shift = torch.maximum(own, null).detach()
-        index = centre[:, None].expand_as(logits)
-        largest = logits.detach() + context.envelope.detach().log()[:, None]
-        shift = shift.scatter_reduce(0, index, largest, "amax")
-        # bounded for edges of zero envelope, which the shift does not know
-        exponent = (logits - shift.index_select(0, centre)).clamp(max=EXPONENT)
-        near = context.envelope[:, None] * torch.exp(exponent)
-        itself = torch.exp(own - shift)
-        total = (itself + torch.exp(null - shift)).index_add(0, centre, near)
-        scale = 1.0 + self.filter(context.features).unflatten(1, (self.num_heads, -1))
-        value = scale * _turn(value, cos, sin)
-        summed = (itself[:, :, None] * v).index_add(0, centre, near[:, :, None] * value)
-        return self.out(self.gain * (summed / total[:, :, None]).flatten(1))
+        mixed = torch.cat(
+            [
+                _mixed(*piece, *shared) if k < KEPT else recomputed(_mixed, *piece, *shared)
+                for k, piece in enumerate(pieces)
+            ]
+        )
+        return self.out(self.gain * mixed.flatten(1))
+
+
+def _mixed(
+    own: Tensor, query: Tensor, own_value: Tensor,
+    source: Tensor, centre: Tensor, envelope: Tensor, features: Tensor, cos: Tensor, sin: Tensor,
+    key: Tensor, value: Tensor, filters: Tensor, bias: Tensor, null: Tensor,
+) -> Tensor:  # fmt: skip
+    """Average the values that n centres see along their e edges, (n, H, C).
+
+    Args:
+        own: (n, H) logits of the centres for themselves.
+        query: (n, H, C).
+        own_value: (n, H, C).
+        source: (e,) among all N atoms.
+        centre: (e,) among the n.
+        envelope: (e,).
+        features: (e, 4 K).
+        cos: (e, H, F).
+        sin: (e, H, F).
+        key: (N, H, C).
+        value: (N, H, C).
+        filters: (D, 4 K).
+        bias: (H, 4 K).
+        null: (H,).
+    """
+    # not query[centre]: the backward of index_select is several times faster
+    query, key, value = (
+        x.index_select(0, at) for x, at in ((query, centre), (key, source), (value, source))
+    )
+    logits = (query * _turn(key, cos, sin)).sum(2) + features @ bias.T
+    null = null.expand_as(own)
+    # Any shift gives the same weights and none of their derivatives: a constant will do. The
+    # exponent of the largest term, envelope included, keeps the denominator at one or more.
+    shift = torch.maximum(own, null).detach()
+    index = centre[:, None].expand_as(logits)
+    largest = logits.detach() + envelope.detach().log()[:, None]
+    shift = shift.scatter_reduce(0, index, largest, "amax")
+    # bounded for edges of zero envelope, which the shift does not know
+    exponent = (logits - shift.index_select(0, centre)).clamp(max=EXPONENT)
+    near = envelope[:, None] * torch.exp(exponent)
+    itself = torch.exp(own - shift)
+    total = (itself + torch.exp(null - shift)).index_add(0, centre, near)
+    scale = 1.0 + (features @ filters.T).unflatten(1, value.shape[1:])
+    value = scale * _turn(value, cos, sin)
+    summed = (itself[:, :, None] * own_value).index_add(0, centre, near[:, :, None] * value)
+    return summed / total[:, :, None]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -205,18 +286,13 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
 
 
-def _bounded_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attention_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`_attention` with at most `MAX_WEIGHTS` weights at a time (one row of queries at least)."""
-    graphs, heads, n, _ = q.shape
+    _, heads, n, _ = q.shape
     together = max(1, MAX_WEIGHTS // (heads * n * n))  # molecules
     rows = max(1, min(n, MAX_WEIGHTS // (heads * n)))  # queries of each
-    if together >= graphs and rows >= n:
-        return _attention(q, k, v)
     out = []
     for some in zip(*(x.split(together) for x in (q, k, v)), strict=True):
-        pieces = [
-            checkpoint(_attention, piece, *some[1:], use_reentrant=False, preserve_rng_state=False)
-            for piece in some[0].split(rows, dim=2)
-        ]
-        out.append(torch.cat(pieces, dim=2))
+        queries = some[0].split(rows, dim=2)
+        out.append(torch.cat([recomputed(_attention, part, *some[1:]) for part in queries], dim=2))
     return torch.cat(out)

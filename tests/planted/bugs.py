@@ -523,7 +523,7 @@ ATTENDING = (
     Bug(
         "attention weights have no envelope",
         ATTENTION,
-        "near = context.envelope[:, None] * torch.exp",
+        "near = envelope[:, None] * torch.exp",
         "near = torch.exp",
         (
             f"{SMOOTHNESS}::test_an_atom_crosses_the_cutoff[transip-first neighbour]",
@@ -562,11 +562,35 @@ ATTENDING = (
         ),
     ),
     Bug(
+        "all of attention is kept for the backward pass",
+        ATTENTION,
+        "if k < KEPT else recomputed(_mixed, *piece, *shared)",
+        "if k < KEPT else _mixed(*piece, *shared)",
+        (f"{TRANSIP}::test_training_keeps_the_arguments_of_neighbourhoods",),
+    ),
+    Bug(
+        "weights beyond the limit are kept for the backward pass",
+        ATTENTION,
+        "_attention if weights <= room else _attention_in_pieces",
+        "_attention",
+        (f"{TRANSIP}::test_training_keeps_no_more_weights_than_it_may",),
+    ),
+    Bug(
+        "derivatives of a recomputed function stop at copies of its arguments",
+        "mlip/models/recompute.py",
+        "if not again:",
+        "if True:",
+        (
+            "tests/unit/test_recompute.py::test_every_derivative_is_that_of_the_function",
+            f"{TRANSIP}::test_pieces_of_neighbourhoods_change_no_force_and_no_gradient",
+        ),
+    ),
+    Bug(
         "pieces of one molecule see only the keys of their piece",
         ATTENTION,
-        "checkpoint(_attention, piece, *some[1:], use_reentrant=False, preserve_rng_state=False)",
-        "checkpoint(_attention, piece, *(x[:, :, : piece.shape[2]] for x in some[1:]), "
-        "use_reentrant=False)",
+        "[recomputed(_attention, part, *some[1:]) for part in queries]",
+        "[recomputed(_attention, part, *(x[:, :, : part.shape[2]] for x in some[1:])) "
+        "for part in queries]",
         (f"{TRANSIP}::test_packed_attention_is_dense_attention[rows]",),
     ),
     Bug(
@@ -579,7 +603,7 @@ ATTENDING = (
     Bug(
         "exponentials are shifted as if there were no envelope",
         ATTENTION,
-        "logits.detach() + context.envelope.detach().log()[:, None]",
+        "logits.detach() + envelope.detach().log()[:, None]",
         "logits.detach()",
         (f"{TRANSIP}::test_a_dominant_neighbour_at_the_cutoff_has_finite_second_derivatives",),
     ),

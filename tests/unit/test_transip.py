@@ -9,10 +9,11 @@ import ase
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
+from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from conftest import CUTOFF, E0, SPECIES, build, predict
+from saved import saved_tensors
 
 from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph, collate
@@ -104,6 +105,60 @@ def test_pieces_change_no_force_and_no_gradient(monkeypatch, budget):
     monkeypatch.setattr(attention, "MAX_WEIGHTS", budget)
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kept", [0, 2], ids=["all recomputed", "two kept"])
+@pytest.mark.parametrize("budget", [1000, 1], ids=["some atoms", "one atom"])
+def test_pieces_of_neighbourhoods_change_no_force_and_no_gradient(monkeypatch, budget, kept):
+    """Of molecules and a crystal in one batch, isolated atoms among them."""
+    potential = build("transip")
+    structures = [*MOLECULES, bulk("Cu"), *MOLECULES[-2:]]
+    for atoms in structures:
+        atoms.symbols = ["O" if s == "Cu" else s for s in atoms.symbols]
+    graph = collate([AtomGraph.from_atoms(a, CUTOFF) for a in structures])
+
+    def gradients() -> list[torch.Tensor]:
+        out = potential(graph)
+        loss = out.energy.sum() + out.forces.square().sum() + out.virial.square().sum()
+        weights = list(potential.parameters())
+        return [out.forces, *torch.autograd.grad(loss, weights, materialize_grads=True)]
+
+    whole = gradients()
+    monkeypatch.setattr(attention, "PIECE", {"cpu": budget})
+    monkeypatch.setattr(attention, "KEPT", kept)
+    for a, b in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+def kept_in_training(name: str) -> list[torch.Tensor]:
+    """What is kept for the loss when forces of 125 atoms have been computed."""
+    potential = build(name)
+    grid = 1.3 * np.indices((5, 5, 5)).reshape(3, -1).T
+    graph = collate([AtomGraph.from_atoms(ase.Atoms("O125", grid), CUTOFF)])
+    with saved_tensors() as saved:
+        out = potential(graph)
+    assert out.forces.requires_grad
+    return saved()
+
+
+def test_training_keeps_the_arguments_of_neighbourhoods(monkeypatch):
+    def size() -> int:
+        storages = [x.untyped_storage() for x in kept_in_training("transip")]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    whole = size()
+    monkeypatch.setattr(attention, "PIECE", {"cpu": 10_000})
+    monkeypatch.setattr(attention, "KEPT", 0)
+    assert size() < 0.3 * whole
+
+
+def test_training_keeps_no_more_weights_than_it_may(monkeypatch):
+    def weights() -> int:
+        return sum(x.ndim > 2 and x.shape[-1] == 125 for x in kept_in_training("transip-global"))
+
+    assert weights() > 0
+    monkeypatch.setattr(attention, "MAX_WEIGHTS", 1000)
+    assert weights() == 0
 
 
 def test_pieces_bound_the_number_of_weights(monkeypatch):
