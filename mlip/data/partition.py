@@ -106,7 +106,7 @@ def partition(
             f"too few for {len(wanted)} parts; choose another --by"
         )
     present = [frozenset(z.tolist()) for z, _ in census.compositions]
-    elements = [present[k] for k in census.frames["composition"]]
+    elements = (census.frames["composition"], present)
     splits = make_splits(sets, elements, val_fraction=val, test_fraction=test, seed=seed)
     for part in wanted:
         if not len(getattr(splits, part)):

@@ -159,21 +159,22 @@ def join(
     return store, np.concatenate(moved)
 
 
-def rows_by_file(chosen: Iterable[tuple[Pool, np.ndarray]], named: bool) -> dict[str, list[int]]:
+def rows_by_file(chosen: Iterable[tuple[Pool, np.ndarray]], named: bool) -> dict[str, np.ndarray]:
     """Return the frames of each file that are among the rows of each pool.
 
     Args:
         chosen: pools, and rows of their stores.
         named: put the source's name before the file's: two sources may read one file.
     """
-    out: dict[str, list[int]] = {}
+    out: dict[str, list[np.ndarray]] = {}
     for pool, rows in chosen:
         frames, files = (pool.store.column(name)[rows] for name in ("sample_id", "source"))
-        for k, file in enumerate(pool.store.sources):
-            if (files == k).any():
-                key = f"{pool.source.name}: {file}" if named else file
-                out[key] = out.get(key, []) + frames[files == k].tolist()
-    return out
+        order = np.argsort(files, kind="stable")  # does next to nothing if they rise already
+        present, begin = np.unique(files[order], return_index=True)
+        for k, own in zip(present.tolist(), np.split(frames[order], begin[1:]), strict=False):
+            file = pool.store.sources[k]
+            out.setdefault(f"{pool.source.name}: {file}" if named else file, []).append(own)
+    return {key: np.concatenate(frames) for key, frames in out.items()}
 
 
 def _drop_above_fit(pools: Sequence[Pool]) -> None:

@@ -28,9 +28,9 @@ from mlip.data.stats import (
     DatasetStats,
     ReferenceEnergies,
     compute_stats,
+    element_sets,
     energies_of_atoms,
     reference_energies,
-    species_in,
 )
 from mlip.data.weights import weigh
 from mlip.errors import DataError
@@ -97,7 +97,7 @@ class PreparedData:
         )
 
     def split_record(self) -> dict[str, Any]:
-        """Return which frame of which file went where, as plain values."""
+        """Return which frames of which file went where, and which rule left out which."""
         named = len(self.sources) > 1
         out: dict[str, Any] = {"seed": self.splits.seed}
         out |= {part: rows_by_file(pieces, named) for part, pieces in self.chosen.items()}
@@ -271,21 +271,17 @@ def _split(pools: Sequence[Pool], seed: int) -> Splits:
     """
     pools = [pool for pool in pools if pool.part == "train"]
     fractions = [(pool.source.val_fraction, pool.source.test_fraction) for pool in pools]
-    elements: list[frozenset[int]] = []
+    which = [np.zeros(len(pool.rows), dtype=np.int32) for pool in pools]
+    sets: list[frozenset[int]] = [frozenset()]
     if any(val or test for val, test in fractions):
-        seen: dict[frozenset[int], frozenset[int]] = {}  # most sets come often: one object each
-        for pool in pools:
-            numbers = pool.store.column("atomic_numbers")
-            for i in pool.rows:
-                present = numbers[pool.store.atoms_of(int(i))].tolist()
-                # an element must be in the training part of every head that has it
-                coded = frozenset(z + 1000 * pool.head for z in present)
-                elements.append(seen.setdefault(coded, coded))
-    else:
-        elements = [frozenset()] * sum(len(pool.rows) for pool in pools)
+        for k, pool in enumerate(pools):
+            of_row, found = element_sets(pool.store, pool.rows)
+            which[k] = of_row + np.int32(len(sets))
+            # an element must be in the training part of every head that has it
+            sets += [frozenset(z + 1000 * pool.head for z in one) for one in found]
     return make_splits(
         np.concatenate([pool.store.column("group")[pool.rows] for pool in pools]),
-        elements,
+        (np.concatenate(which), sets),
         val_fraction=[val for val, _ in fractions],
         test_fraction=[test for _, test in fractions],
         seed=seed,
@@ -316,7 +312,7 @@ def _refuse_new_elements(chosen: Chosen, heads: Sequence[str]) -> None:
 
     def species(pieces: Sequence[tuple[Pool, np.ndarray]], head: int) -> set[int]:
         own = [(pool, rows) for pool, rows in pieces if pool.head == head and len(rows)]
-        return {z for pool, rows in own for z in species_in(pool.store, rows)}
+        return {z for pool, rows in own for z in pool.store.species(rows).tolist()}
 
     for head, name in enumerate(heads):
         known = species(chosen["train"], head)
@@ -343,7 +339,7 @@ def _reference_energies(
     """Fit E0 of each head to all of its training structures."""
     energies = None
     if baseline is not None:
-        energies = _baseline(store, train, cutoff, baseline(species_in(store, train)))
+        energies = _baseline(store, train, cutoff, baseline(tuple(store.species(train).tolist())))
     names = head_names(sources)
     number = store.source_of(train) if isinstance(store, JoinedStore) else np.zeros(len(train), int)
     head_of = np.array([names.index(source.head) for source in sources])[number]

@@ -293,6 +293,15 @@ class JoinedStore:
             counts[np.ix_(owner == k, np.searchsorted(species, own))] = part
         return counts, species
 
+    def species(self, indices: np.ndarray) -> np.ndarray:
+        """Return the atomic numbers that some structures have, sorted."""
+        owner = self.piece_of(indices)
+        found = [
+            self.pieces[k].store.species(indices[owner == k] - self.starts[k])
+            for k in np.unique(owner)
+        ]
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]))
+
     def summary(self, name: str, indices: np.ndarray) -> np.ndarray:
         """Return one of the `SUMMARIES` of some structures, (n,)."""
         owner = self.piece_of(indices)

@@ -1,4 +1,7 @@
-"""Who is trained on and who is held out: a pure function of (groups, elements, seed)."""
+"""Who is trained on and who is held out: a pure function of (groups, elements, seed).
+
+Groups may be as many as structures, and these a hundred million: nothing here is done one by one.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Splits:
 
 def make_splits(
     groups: np.ndarray,
-    elements: Sequence[frozenset[int]],
+    elements: tuple[np.ndarray, Sequence[frozenset[int]]],
     *,
     val_fraction: float | Sequence[float],
     test_fraction: float | Sequence[float],
@@ -36,8 +39,9 @@ def make_splits(
 
     Args:
         groups: (n,) equal numbers stay together (a material, exact duplicates).
-        elements: which elements each structure has; what is no element but must also occur in the
-            training part (an element of a certain head) may be coded as another number.
+        elements: which set of elements each structure has (n,), and the sets; what is no element
+            but must also occur in the training part (an element of a certain head) may be coded as
+            another number.
         val_fraction: share of structures to validate on, at least one group if above zero; one
             number, or one a source.
         test_fraction: share to test on.
@@ -81,13 +85,15 @@ def _groups_to_split(
 ) -> np.ndarray:
     """Number the groups (n,); a source with too few of them is split by structure."""
     _, member = np.unique(groups, return_inverse=True)
+    cut = False
     for k, parts in enumerate(wanted):
         own = of_source == k
         found = len(np.unique(member[own]))
         if found <= parts and own.sum() > parts:
             notes.append(f"only {found} group(s): split by structure, so parts are not independent")
             member[own] = len(member) + np.arange(own.sum()) + int(member.max())
-    return np.unique(member, return_inverse=True)[1]
+            cut = True
+    return np.unique(member, return_inverse=True)[1] if cut else member
 
 
 def _fill(part: np.ndarray, label: int, target: int, order: np.ndarray, sizes: np.ndarray) -> None:
@@ -96,33 +102,52 @@ def _fill(part: np.ndarray, label: int, target: int, order: np.ndarray, sizes: n
     A group that would overshoot by more than half of itself is left to training, so one giant
     group never becomes the validation set.
     """
-    free = [g for g in order if part[g] == 0]
-    filled = int(sizes[part == label].sum())  # groups that another source has already given
-    for group in free[:-1]:
-        if filled < target and filled + sizes[group] / 2 <= target:
-            part[group] = label
-            filled += sizes[group]
-    if not filled and len(free) > 1:
-        part[min(free, key=lambda g: sizes[g])] = label
+    free = order[part[order] == 0]
+    room = target - int(sizes[part == label].sum())  # another source has already given groups
+    empty = room == target
+    left = free[:-1]
+    while room > 0 and len(left):
+        left = left[sizes[left] <= 2 * room]
+        before = np.cumsum(sizes[left]) - sizes[left]
+        fits = (before < room) & (2 * before + sizes[left] <= 2 * room)
+        count = len(left) if fits.all() else int(np.argmin(fits))
+        part[left[:count]] = label
+        room -= int(sizes[left[:count]].sum())
+        empty = empty and not count
+        left = left[count + 1 :]  # the first that does not fit never will
+    if empty and len(free) > 1:
+        part[free[np.argmin(sizes[free])]] = label
 
 
 def _keep_elements_in_train(
     part: np.ndarray,
     member: np.ndarray,
-    elements: Sequence[frozenset[int]],
+    elements: tuple[np.ndarray, Sequence[frozenset[int]]],
     order: np.ndarray,
     notes: list[str],
 ) -> None:
     """Move whole groups to the training part until it has every element."""
-    of_group: list[set[int]] = [set() for _ in range(len(part))]
-    for structure, group in enumerate(member):
-        of_group[group] |= elements[structure]
-    seen: set[int] = set().union(*(of_group[g] for g in np.flatnonzero(part == 0)), set())
+    which, sets = elements
+    trained = part[member] == 0
+    seen = _union(sets, which[trained])
+    missing = _union(sets, which) - seen
+    if not missing:
+        return
+    lacking = [k for k, one in enumerate(sets) if one & missing]
+    structures = np.flatnonzero(np.isin(which, lacking) & ~trained)
+    of_group: dict[int, set[int]] = {}
+    for group, k in zip(member[structures].tolist(), which[structures].tolist(), strict=True):
+        of_group.setdefault(group, set()).update(sets[k])
     moved = 0
-    for group in order:
-        if part[group] != 0 and not of_group[group] <= seen:
+    for group in order[np.isin(order, list(of_group))].tolist():
+        if not of_group[group] <= seen:
             part[group] = 0
             seen |= of_group[group]
             moved += 1
     if moved:
         notes.append(f"{moved} group(s) moved to train, which would have lacked their elements")
+
+
+def _union(sets: Sequence[frozenset[int]], which: np.ndarray) -> set[int]:
+    """Return all elements of the sets that are in `which`."""
+    return set().union(*(sets[k] for k in np.unique(which)))

@@ -130,7 +130,7 @@ def reference_energies(
         format: of that file.
     """
     energies = store.column("energy")[train] - (0.0 if baseline is None else baseline)
-    species = np.array(species_in(store, train))
+    species = store.species(train)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for begin in range(0, len(train), BLOCK):
@@ -144,12 +144,18 @@ def reference_energies(
     return _fit(blocks, species, e0, isolated, read_table)
 
 
-def species_in(store: AnyStore, rows: np.ndarray) -> tuple[int, ...]:
-    """Return the atomic numbers that some structures have, sorted."""
-    found: set[int] = set()
+def element_sets(store: AnyStore, rows: np.ndarray) -> tuple[np.ndarray, list[frozenset[int]]]:
+    """Return which set of elements each of some structures has (n,), and the sets."""
+    numbers: dict[frozenset[int], int] = {}
+    which = np.empty(len(rows), dtype=np.int32)
     for begin in range(0, len(rows), BLOCK):
-        found.update(store.compositions(rows[begin : begin + BLOCK])[1].tolist())
-    return tuple(sorted(found))
+        counts, species = store.compositions(rows[begin : begin + BLOCK])
+        bits, inverse = np.unique(np.packbits(counts > 0, axis=1), axis=0, return_inverse=True)
+        present = np.unpackbits(bits, axis=1, count=len(species)).astype(bool)
+        sets = [frozenset(species[row].tolist()) for row in present]
+        of_set = [numbers.setdefault(one, len(numbers)) for one in sets]
+        which[begin : begin + BLOCK] = np.array(of_set)[inverse]
+    return which, list(numbers)
 
 
 def fit_reference_energies(

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -22,6 +23,7 @@ from mlip.potential_file import package_versions
 from mlip.training.checkpoint import read_checkpoint
 from mlip.training.config import Config, to_yaml
 from mlip.training.processes import number_of, shared_folder
+from mlip.training.split_file import read_splits, write_splits
 
 log = logging.getLogger("mlip")
 SPARE = 32 * 1024**2  # bytes for logs and the report
@@ -132,11 +134,14 @@ def require_same_run(config: Config, data: PreparedData, checkpoint: Path) -> No
                     f"{now[name]}; give the same to continue, or begin a new run"
                 )
     if (old / "splits.json").exists():
-        then, now = json.loads((old / "splits.json").read_text()), data.split_record()
+        then, now = read_splits(old), data.split_record()
         for part in ("train", "val"):
             # Rows only: the same file may be called by another path.
             rows_then, rows_now = list(then[part].values()), list(now[part].values())
-            if rows_then != rows_now:
+            same = len(rows_then) == len(rows_now) and all(
+                np.array_equal(a, b) for a, b in zip(rows_then, rows_now, strict=True)
+            )
+            if not same:
                 raise CheckpointError(
                     f"{checkpoint} was trained on another {part} part ("
                     f"{sum(map(len, rows_then))} structures, now {sum(map(len, rows_now))}); give "
@@ -152,7 +157,7 @@ def _heads(config: Config) -> dict[str, list[str]]:
 def record_start(config: Config, data: PreparedData, out_dir: Path) -> None:
     """Write configuration, split, statistics and environment."""
     (out_dir / "config.yaml").write_text(to_yaml(config))
-    (out_dir / "splits.json").write_text(json.dumps(data.split_record()))
+    write_splits(out_dir, data.split_record())
     (out_dir / "stats.json").write_text(json.dumps(data.stats.to_dict(), indent=1))
     environment: dict[str, Any] = {
         "versions": package_versions(),

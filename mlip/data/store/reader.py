@@ -24,6 +24,8 @@ from mlip.data.store.mapping import map_file
 from mlip.data.store.originals import Originals
 from mlip.data.store.summaries import COMPUTED, atoms_of
 
+NUM_ELEMENTS = 119  # atomic numbers from 0 to 118
+
 
 class Store:
     """Read-only random access to packed structures.
@@ -124,34 +126,41 @@ class Store:
             return self.column(name)[indices]
         of, compute = COMPUTED[name]
         out = np.empty(len(indices), SUMMARIES[name].dtype)
-        for rows, (values, start, num_atoms) in self.blocks(of, "start", "num_atoms"):
-            wanted = np.flatnonzero((indices >= rows.start) & (indices < rows.stop))
-            chosen = indices[wanted] - rows.start
-            if len(wanted):
-                out[wanted] = compute(values, start[chosen], num_atoms[chosen])
+        for shard, places, rows in self._by_shard(indices):
+            values, start, num_atoms = (shard.column(c) for c in (of, "start", "num_atoms"))
+            out[places] = compute(values, start[rows], num_atoms[rows])
         return out
 
     def compositions(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Count elements: (structures, species) counts and the sorted species."""
-        present = np.zeros(256, dtype=bool)
-        for _, numbers in self._numbers(indices):
-            present[numbers] = True
-        species = np.flatnonzero(present)
-        place = np.cumsum(present) - 1
-        counts = np.zeros((len(indices), len(species)))
-        for owner, numbers in self._numbers(indices):
-            np.add.at(counts, (owner, place[numbers]), 1.0)
-        return counts, species
+        counts = np.zeros((len(indices), NUM_ELEMENTS))
+        for shard, places, rows in self._by_shard(indices):
+            start, num_atoms, numbers = shard.elements()
+            lengths = num_atoms[rows]
+            of_row = NUM_ELEMENTS * np.repeat(np.arange(len(rows)), lengths)
+            found = np.bincount(
+                of_row + numbers[atoms_of(start[rows], lengths)],
+                minlength=NUM_ELEMENTS * len(rows),
+            )
+            counts[places] = found.reshape(-1, NUM_ELEMENTS)
+        species = np.flatnonzero(counts.any(0))
+        return counts[:, species], species
 
-    def _numbers(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield, shard by shard, atomic numbers and the places in `indices` that they belong to."""
-        for rows, (numbers, start, num_atoms) in self.blocks(
-            "atomic_numbers", "start", "num_atoms"
-        ):
-            wanted = np.flatnonzero((indices >= rows.start) & (indices < rows.stop))
-            chosen = indices[wanted] - rows.start
-            lengths = num_atoms[chosen]
-            yield np.repeat(wanted, lengths), numbers[atoms_of(start[chosen], lengths)]
+    def species(self, indices: np.ndarray) -> np.ndarray:
+        """Return the atomic numbers that some structures have, sorted."""
+        present = np.zeros(NUM_ELEMENTS, dtype=bool)
+        for shard, _, rows in self._by_shard(indices):
+            start, num_atoms, numbers = shard.elements()
+            present[numbers[atoms_of(start[rows], num_atoms[rows])]] = True
+        return np.flatnonzero(present)
+
+    def _by_shard(self, indices: np.ndarray) -> Iterator[tuple[_Shard, np.ndarray, np.ndarray]]:
+        """Yield shards that have some of `indices`, their places among these, and their rows."""
+        number = np.searchsorted(self._first, indices, side="right") - 1
+        order = np.argsort(number, kind="stable")  # does next to nothing if they rise already
+        shards, begin = np.unique(number[order], return_index=True)
+        for k, places in zip(shards.tolist(), np.split(order, begin[1:]), strict=False):
+            yield self._shards[k], places, indices[places] - int(self._first[k])
 
     def edge_counts(self, cutoff: float) -> np.ndarray:
         """Return the edges of every structure within a cutoff (Å), (structures,)."""
@@ -228,6 +237,10 @@ class _Shard:
     def _left(self, originals: Originals, row: int) -> dict[str, np.ndarray]:
         numbers = self.mapped("atomic_numbers")[self.atoms_of(row)]
         return originals.read(*self.place(row), numbers, float(self.mapped("energy")[row]))
+
+    def elements(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return where the atoms of structures begin, how many they are, and atomic numbers."""
+        return self.column("start"), self.column("num_atoms"), self.column("atomic_numbers")
 
     def column(self, name: str) -> np.ndarray:
         """Return a column as the store shows it."""

@@ -108,7 +108,8 @@ def test_store_travels_as_a_path(file):
 def test_splits_are_disjoint_grouped_and_complete(seed):
     rng = np.random.default_rng(seed)
     groups = rng.integers(0, 30, 200)
-    elements = [frozenset(rng.choice(8, 2).tolist()) for _ in range(199)] + [frozenset([99])]
+    sets = [frozenset(rng.choice(8, 2).tolist()) for _ in range(199)] + [frozenset([99])]
+    elements = np.arange(200), sets
     s = make_splits(groups, elements, val_fraction=0.2, test_fraction=0.1, seed=seed)
     parts = [set(p.tolist()) for p in (s.train, s.val, s.test)]
     assert set().union(*parts) == set(range(200))
@@ -135,14 +136,18 @@ def test_a_giant_group_is_trained_on():
     groups = np.repeat([0, 1, 2, 3], [900, 40, 30, 30])
     for seed in range(6):
         s = make_splits(
-            groups, [frozenset([1])] * 1000, val_fraction=0.1, test_fraction=0.0, seed=seed
+            groups,
+            (np.zeros(1000, dtype=int), [frozenset([1])]),
+            val_fraction=0.1,
+            test_fraction=0.0,
+            seed=seed,
         )
         assert 30 <= len(s.val) <= 150
         assert len(s.train) >= 850
 
 
 def test_an_empty_validation_set_is_said():
-    elements = [frozenset([1]), frozenset([1]), frozenset([2]), frozenset([3])]
+    elements = np.array([0, 0, 1, 2]), [frozenset([1]), frozenset([2]), frozenset([3])]
     s = make_splits(np.array([0, 0, 1, 2]), elements, val_fraction=0.3, test_fraction=0.0, seed=0)
     assert len(s.val) == 0
     assert any("nothing is left for val" in note for note in s.notes)
