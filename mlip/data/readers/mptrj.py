@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic
@@ -24,6 +23,7 @@ import numpy as np
 
 from mlip.data.readers.collector import no_collector
 from mlip.data.readers.frames import RawFrame
+from mlip.data.readers.materials import cut_materials
 from mlip.data.readers.pymatgen_json import (
     KBAR_VASP,
     S,
@@ -37,16 +37,8 @@ from mlip.data.readers.pymatgen_json import (
     vectors,
     vectors_of,
 )
-from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
 
-CHUNK: Final = 1024**2  # bytes; larger blocks go back to the kernel after every use
-MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
-
-# A value ends and a new key follows: the end of a material wherever the braces are balanced.
-_BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
-_MAY_END: Final = b"}{ \t\r\n"  # before the last brace of a material; a frame ends in a value
-_OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _FRAME_ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")  # task, calculation, ionic step
 
@@ -83,7 +75,7 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
 
     Args:
         path: the file.
-        span: bytes of the materials to read, as `split_mptrj` gives them; default all.
+        span: bytes of the materials to read, as `split_materials` gives them; default all.
 
     Raises:
         DataError: a record cannot be understood, or a site is disordered.
@@ -97,24 +89,10 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
             yield RawFrame(**arrays, info=_info(mp_id, frame_id, frame), where=where)
 
 
-def split_mptrj(path: Path, size: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Yield spans of whole materials that can be read by themselves, each with its bytes.
-
-    All but the last have `size` bytes or a little more.
-    """
-    begin = 0
-    for offset, _ in islice(_pieces(path), 1, None):
-        if offset - begin >= size:
-            yield (begin, offset), offset - begin
-            begin = offset
-    end = path.stat().st_size
-    yield (begin, end), end - begin
-
-
 def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, _Material]]:
     """Yield (mp_id, decoded material) in turn, holding one material and one chunk."""
     last = ""
-    for offset, piece in _pieces(path, span):
+    for offset, piece in cut_materials(path, span):
         progress = f"byte {offset}, after {f'material {last}' if last else 'no material'}"
         if (head := _KEY.match(piece)) is None:
             raise CorruptDataError(
@@ -132,72 +110,6 @@ def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, 
         last = mp_id
     if not last:
         raise DataError(f"{path}: the file holds no material; expected {{mp_id: {{frame_id: ..}}}}")
-
-
-def _pieces(path: Path, span: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, `"mp_id": {...}`) for each material of the file or of a part of it."""
-    base, end = span or (0, None)  # offset of the buffer in the file
-    with open_bytes(path) as stream:
-        if base:
-            stream.seek(base)
-        buffer = stream.read(CHUNK if end is None else min(CHUNK, end - base))
-        opening = re.match(rb"(?:\xef\xbb\xbf)?\s*\{" if base == 0 else rb"", buffer)
-        if opening is None:
-            raise DataError(
-                f"{path}: does not start with '{{'; expected {{mp_id: {{frame_id: ..}}}}"
-            )
-        start = opening.end()  # of the current material, in the buffer
-        counted = start  # braces are counted up to here ...
-        depth = 0  # ... and this many are open; one inside a string would end in a decoding error
-        while True:
-            for match in _BOUNDARY.finditer(buffer, max(start, counted - 1)):
-                stop = match.start() + 1
-                if buffer[stop - 2] not in _MAY_END:
-                    continue  # the end of a frame
-                depth += _opened(buffer, counted, stop)
-                counted = stop
-                if depth == 0:
-                    yield base + start, buffer[start:stop]
-                    start = counted = buffer.index(b",", stop) + 1
-            safe = max(counted, len(buffer) - _OVERLAP)
-            depth += _opened(buffer, counted, safe)
-            counted = safe
-            if len(buffer) - start > MAX_MATERIAL:
-                raise DataError(
-                    f"{path}: byte {base + start}: a material of more than {MAX_MATERIAL} bytes; "
-                    "is this MPtrj, {mp_id: {frame_id: ...}}?"
-                )
-            left = CHUNK if end is None else end - base - len(buffer)
-            if not (chunk := stream.read(min(CHUNK, left))):
-                break
-            buffer = buffer[start:] + chunk
-            base, counted, start = base + start, counted - start, 0
-    cut = end is not None and end < path.stat().st_size
-    yield from _last_pieces(buffer, base, start, b"" if cut else b"}")
-
-
-def _opened(buffer: bytes, start: int, stop: int) -> int:
-    """Return how many more braces open than close; numpy counts four times faster than bytes do."""
-    part = np.frombuffer(buffer, np.uint8, stop - start, start)
-    return int(np.count_nonzero(part == ord("{")) - np.count_nonzero(part == ord("}")))
-
-
-def _last_pieces(buffer: bytes, base: int, start: int, end: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield what no boundary follows: the last material of a file or part that closes by `end`."""
-    # A file cut within a key has one more complete material; so has a part, which ends in a comma.
-    depth, counted, origin = 0, start, start
-    for match in re.finditer(rb"\}\s*,", buffer[start:]):
-        stop = origin + match.start() + 1
-        depth += _opened(buffer, counted, stop)
-        counted = stop
-        if depth == 0:
-            yield base + start, buffer[start:stop]
-            start = origin + match.end()
-            break
-    rest = buffer[start:].strip()
-    if rest != end:
-        # The closing brace of the whole file goes; a cut file then cannot be decoded.
-        yield base + start, rest.removesuffix(b"}")
 
 
 def _decode(text: memoryview, place: str) -> _Material:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlip.data.readers import pymatgen_json, read_structures
-from mlip.data.readers.mptrj import _pieces
+from mlip.data.readers.materials import cut_materials
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
 
@@ -247,12 +247,12 @@ def test_modules_named_in_the_file_are_not_imported(nested, write, tmp_path, mon
 @pytest.mark.parametrize("indent", [None, 1])
 def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
     """Any chunk length and layout; a structure may hold what looks like a boundary."""
-    monkeypatch.setattr("mlip.data.readers.mptrj.CHUNK", chunk)
+    monkeypatch.setattr("mlip.data.readers.materials.CHUNK", chunk)
     first(nested)["structure"]["properties"] = {"a": {"b": {}}, "c": {"d": 1}}
     nested["mp-empty"] = {}
     nested["mp-2"] = nested["mp-1"]
     text = json.dumps(nested, indent=indent)
-    pieces = [json.loads(b"{" + piece + b"}") for _, piece in _pieces(write(text))]
+    pieces = [json.loads(b"{" + piece + b"}") for _, piece in cut_materials(write(text))]
     assert [list(piece) for piece in pieces] == [["mp-0"], ["mp-1"], ["mp-empty"], ["mp-2"]]
     assert {k: v for piece in pieces for k, v in piece.items()} == nested
 
