@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic
@@ -81,16 +83,14 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
         DataError: a record cannot be understood, or a site is disordered.
         CorruptDataError: the file is cut short or damaged.
     """
-    for mp_id, material in _materials(path, span):
-        together = _together(list(material.values()))
-        for k, (frame_id, frame) in enumerate(material.items()):
-            where = f"{mp_id}, {frame_id}"
-            arrays = together[k] if together else _apart(frame, f"{path}: {where}")
-            yield RawFrame(**arrays, info=_info(mp_id, frame_id, frame), where=where)
+    for mp_id, text, place in _materials(path, span):
+        with no_collector():  # what is decoded is gone before the collector could visit it
+            frames = _frames(path, mp_id, _decode(text, place))
+        yield from frames
 
 
-def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, _Material]]:
-    """Yield (mp_id, decoded material) in turn, holding one material and one chunk."""
+def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, memoryview, str]]:
+    """Yield (mp_id, text, place) of each material in turn, holding one of them and one chunk."""
     last = ""
     for offset, piece in cut_materials(path, span):
         progress = f"byte {offset}, after {f'material {last}' if last else 'no material'}"
@@ -106,7 +106,7 @@ def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, 
                 f"{path}: {progress}: the id of a material is {head.group(1)[:40]!r}, which is no "
                 "text; the file is damaged, copy or download it again"
             ) from None
-        yield mp_id, _decode(memoryview(piece)[head.end() :], f"{path}: {progress}: {mp_id}")
+        yield mp_id, memoryview(piece)[head.end() :], f"{path}: {progress}: {mp_id}"
         last = mp_id
     if not last:
         raise DataError(f"{path}: the file holds no material; expected {{mp_id: {{frame_id: ..}}}}")
@@ -114,13 +114,11 @@ def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, 
 
 def _decode(text: memoryview, place: str) -> _Material:
     try:
-        with no_collector():
-            return _DECODER.decode(text)
+        return _DECODER.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is one
         pass
     try:
-        with no_collector():
-            return _UNUSUAL.decode(text)
+        return _UNUSUAL.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:  # NaN is no JSON, but written by Python; bad labels are named where labels are checked
@@ -143,30 +141,52 @@ def _decode(text: memoryview, place: str) -> _Material:
 _NOT_THE_LAYOUT: Final = "this is not the MPtrj layout, correct it"
 
 
-def _apart(frame: _AnyFrame, place: str) -> dict[str, Any]:
-    """Return the geometry and the results of a frame, as a `RawFrame` has them."""
-    forces = None if frame.force is None else vectors(frame.force)
-    results = _results(frame, forces, kbar_of_vasp(frame.stress, place))
-    return {**geometry(frame.structure, place), "results": results}
+def _frames(path: Path, mp_id: str, material: _Material) -> Iterable[RawFrame]:
+    return _together(mp_id, material) or _one_by_one(path, mp_id, material)
 
 
-def _together(frames: Sequence[_AnyFrame]) -> list[dict[str, Any]]:
-    """Return what `_apart` does for each, in half the time, or nothing if one is unusual."""
-    geometries = geometries_of([frame.structure for frame in frames])
+def _one_by_one(path: Path, mp_id: str, material: _Material) -> Iterator[RawFrame]:
+    for frame_id, frame in material.items():
+        where = f"{mp_id}, {frame_id}"
+        place = f"{path}: {where}"
+        forces = None if frame.force is None else vectors(frame.force)
+        yield RawFrame(
+            **geometry(frame.structure, place),
+            results=_results(frame, forces, kbar_of_vasp(frame.stress, place)),
+            info=_info(mp_id, frame_id, frame),
+            where=where,
+        )
+
+
+def _together(mp_id: str, material: _Material) -> list[RawFrame]:
+    """Return what `_one_by_one` gives in half the time, or nothing if a frame is unusual."""
+    frames = list(material.values())
     with_stress = [frame.stress for frame in frames if frame.stress is not None]
-    try:
-        tensors = np.array(with_stress, dtype=np.float64)
-    except ValueError:  # ragged
+    if any(len(rows) != 3 for rows in with_stress):
         return []
-    if not geometries or (with_stress and tensors.shape[1:] != (3, 3)):
+    try:
+        tensors = vectors(chain.from_iterable(with_stress)).reshape(-1, 3, 3)
+    except struct.error:  # ragged
+        return []
+    if not (geometries := geometries_of([frame.structure for frame in frames])):
         return []
     forces = vectors_of([frame.force or () for frame in frames])
     stresses = iter(tensors * KBAR_VASP)
-    results = [
-        _results(f, None if f.force is None else part, None if f.stress is None else next(stresses))
-        for f, part in zip(frames, forces, strict=True)
+    return [
+        RawFrame(
+            **arrays,
+            results=_results(
+                frame,
+                None if frame.force is None else part,
+                None if frame.stress is None else next(stresses),
+            ),
+            info=_info(mp_id, frame_id, frame),
+            where=f"{mp_id}, {frame_id}",
+        )
+        for (frame_id, frame), arrays, part in zip(
+            material.items(), geometries, forces, strict=True
+        )
     ]
-    return [{**g, "results": r} for g, r in zip(geometries, results, strict=True)]
 
 
 def _results(frame: _AnyFrame, forces: Any, stress: Any) -> dict[str, Any]:
