@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mlip.data.readers.streams import open_bytes
 from mlip.errors import DataError
 
-CHUNK: Final = 1024**2  # bytes; larger blocks go back to the kernel after every use
+CHUNK: Final = 512 * 1024  # bytes; what is made of larger ones goes back to the kernel every time
 MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
 
 _BOUNDARY: Final = re.compile(rb'\}\s*(,)\s*"[^"]*"\s*:\s*\{')  # a value ends, a new key follows

@@ -97,6 +97,26 @@ def test_a_frame_without_labels_leaves_those_of_its_material_alone(nested, write
         np.testing.assert_allclose(second.calc.results[name], value, atol=1e-12)
 
 
+def test_frames_of_one_material_may_differ_in_their_elements(nested, write, crystals):
+    """Equal sites of frames in turn are looked up once."""
+    list(read_structures(write(nested)))  # every species is known
+    kept, other = first(nested), json.loads(json.dumps(first(nested)))
+    other["structure"]["sites"].reverse()
+    frames = [kept, kept, other, other, kept]
+    nested["mp-0"] = {f"mp-90-0-{k}": frame for k, frame in enumerate(frames)}
+    numbers = crystals[0].numbers
+    assert (numbers != numbers[::-1]).any()
+    for frame, atoms in zip(frames, read_structures(write(nested)), strict=False):
+        np.testing.assert_array_equal(atoms.numbers, numbers[:: 1 if frame is kept else -1])
+
+
+def test_a_frame_that_is_none_is_named_whatever_follows(nested, write):
+    """The material ends there all the same, and those behind it are others."""
+    nested["mp-2"], nested["mp-1"] = nested["mp-1"], {"mp-91-0-0": 5}
+    with pytest.raises(DataError, match="mp-1, mp-91-0-0: Expected `object`, got `int`"):
+        list(read_structures(write(nested)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
