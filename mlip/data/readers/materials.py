@@ -21,6 +21,7 @@ CHUNK: Final = 512 * 1024  # bytes; what is made of larger ones goes back to the
 MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
 
 _BOUNDARY: Final = re.compile(rb'\}\s*(,)\s*"[^"]*"\s*:\s*\{')  # a value ends, a new key follows
+_MAY_END: Final = b"}{ \t\r\n"  # before the last brace of a material; a frame ends in a value
 _COMMA: Final = re.compile(rb"\s*,")
 _OVERLAP: Final = 4096  # longer than any boundary
 _BETWEEN: Final = ord("{") + 1  # between the two braces
@@ -116,7 +117,7 @@ def _ends(
 ) -> Iterator[tuple[int, int]]:
     """Yield where materials end that another follows, and where that begins."""
     for stop in _closed(braces, depths):
-        if boundary := _BOUNDARY.match(buffer, stop - 1):
+        if buffer[stop - 2] in _MAY_END and (boundary := _BOUNDARY.match(buffer, stop - 1)):
             yield stop, boundary.end(1)
 
 

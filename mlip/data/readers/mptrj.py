@@ -150,9 +150,10 @@ def _one_by_one(path: Path, mp_id: str, material: _Material) -> Iterator[RawFram
         where = f"{mp_id}, {frame_id}"
         place = f"{path}: {where}"
         forces = None if frame.force is None else vectors(frame.force)
+        results = _results(frame, forces, kbar_of_vasp(frame.stress, place))
         yield RawFrame(
             **geometry(frame.structure, place),
-            results=_results(frame, forces, kbar_of_vasp(frame.stress, place)),
+            results=results,
             info=_info(mp_id, frame_id, frame),
             where=where,
         )

@@ -110,10 +110,16 @@ def test_frames_of_one_material_may_differ_in_their_elements(nested, write, crys
         np.testing.assert_array_equal(atoms.numbers, numbers[:: 1 if frame is kept else -1])
 
 
-def test_a_frame_that_is_none_is_named_whatever_follows(nested, write):
-    """The material ends there all the same, and those behind it are others."""
-    nested["mp-2"], nested["mp-1"] = nested["mp-1"], {"mp-91-0-0": 5}
+def test_a_frame_that_is_none_is_named(nested, write):
+    nested = {"mp-0": nested["mp-0"], "mp-1": {"mp-91-0-0": 5}, "mp-2": nested["mp-1"]}
     with pytest.raises(DataError, match="mp-1, mp-91-0-0: Expected `object`, got `int`"):
+        list(read_structures(write(nested)))
+
+
+def test_of_two_faults_of_a_frame_the_first_is_named(nested, write):
+    first(nested)["stress"] = [[1.0], [2.0, 3.0]]
+    first(nested)["structure"]["lattice"]["matrix"] = [[1.0] * 3] * 2
+    with pytest.raises(DataError, match="stress is ragged"):
         list(read_structures(write(nested)))
 
 
