@@ -22,8 +22,9 @@ from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer
 from mlip.data.readers.extxyz import read_extxyz
 from mlip.data.readers.frames import Frame, RawFrame
+from mlip.data.readers.materials import split_materials
 from mlip.data.readers.matpes import read_matpes
-from mlip.data.readers.mptrj import read_mptrj, split_mptrj
+from mlip.data.readers.mptrj import read_mptrj
 from mlip.data.readers.npz import read_npz
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms, split_aselmdb
 from mlip.data.readers.options import LabelKeys, ReadOptions
@@ -76,7 +77,7 @@ Span = tuple[int, int]
 # Formats whose files may be too large for one process: how to cut and to read them.
 _SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span, int]]], int]]] = {
     "aselmdb": (split_aselmdb, 50_000),  # rows
-    "mptrj": (split_mptrj, 256 * 1024**2),  # bytes
+    "mptrj": (split_materials, 256 * 1024**2),  # bytes
 }
 _PARTS: Final[dict[str, Callable[[Path, Span], Iterator[RawFrame]]]] = {
     "aselmdb": read_aselmdb,

@@ -117,7 +117,7 @@ def _add_stresses(
     if not owners:
         return
     try:
-        if any(map(canonical.is_virial, set(names))) or not all(f.pbc.all() for f in owners):
+        if any(map(canonical.is_virial, set(names))) or not np.array([f.pbc for f in owners]).all():
             raise Doubtful
         tensors = stacked_floats(values, repeat((3, 3), len(values))).reshape(-1, 3, 3)
         stresses: Iterable[Any] = voigt_of(tensors * canonical.stress_factor)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,10 @@ WEIGHT_KEYS: Final = {
     "forces_weight": ("config_forces_weight", "forces_weight"),
     "stress_weight": ("config_stress_weight", "stress_weight"),
 }
+_LABEL_WEIGHTS: Final = frozenset(
+    key for label in ("energy", "forces", "stress") for key in WEIGHT_KEYS[f"{label}_weight"]
+)
+_NUMBERS: Final = frozenset(chain(CHARGE_KEYS, SPIN_KEYS, *WEIGHT_KEYS.values()))
 # Where a label may be, first hit wins; "calc:" is a calculator result, the rest info or arrays.
 SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
     "energy": ("REF_energy", "calc:energy", "energy"),
@@ -162,8 +167,11 @@ class Canonicalizer:
     def find(self, frame: RawFrame, place: str) -> dict[str, tuple[str, Any]]:
         """Return (name, value) of each label that counts, unconverted; errors as of a call."""
         off = self._switched_off(frame, place)
-        found = {label: self._find(frame, label, place) for label in SEARCH if label not in off}
-        return {label: hit for label, hit in found.items() if hit[1] is not None}
+        found: dict[str, tuple[str, Any]] = {}
+        for label in SEARCH:
+            if label not in off and (hit := self._find(frame, label, place))[1] is not None:
+                found[label] = hit
+        return found
 
     def energy_of(self, value: Any, name: str, place: str) -> float:
         """Convert an energy that was found under a name; errors as of a call."""
@@ -208,6 +216,8 @@ class Canonicalizer:
         MACE's files hold zeros where a label is missing and say so by a weight of 0.
         """
         off: set[str] = set()
+        if _LABEL_WEIGHTS.isdisjoint(frame.info):
+            return off
         for label in ("energy", "forces", "stress"):
             for key in WEIGHT_KEYS[f"{label}_weight"]:
                 if (value := frame.info.get(key)) is None:
@@ -293,6 +303,18 @@ class Canonicalizer:
         """Return what `Frame.info` holds; errors as of a call."""
         raw = frame.info
         info: dict[str, Any] = {}
+        if not _NUMBERS.isdisjoint(raw):
+            self._add_numbers(info, raw, place)
+        for key in ("config_type", "data_id", "source"):
+            if (value := raw.get(key)) is not None:
+                info[key] = str(value)
+        if (group := self._group(raw, numbers, place)) is not None:
+            info["group"] = group
+        if (identifier := _identifier(raw)) is not None:
+            info["id"] = identifier
+        return info
+
+    def _add_numbers(self, info: dict[str, Any], raw: Mapping[str, Any], place: str) -> None:
         for name, keys, low in (("charge", CHARGE_KEYS, None), ("spin", SPIN_KEYS, 0)):
             for key in keys:
                 if (value := raw.get(key)) is not None:
@@ -303,14 +325,6 @@ class Canonicalizer:
                 if (value := raw.get(key)) is not None:
                     info[name] = self._weight(value, key, place)
                     break
-        for key in ("config_type", "data_id", "source"):
-            if (value := raw.get(key)) is not None:
-                info[key] = str(value)
-        if (group := self._group(raw, numbers, place)) is not None:
-            info["group"] = group
-        if (identifier := _identifier(raw)) is not None:
-            info["id"] = identifier
-        return info
 
     def _group(self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str) -> str | None:
         wanted = self.options.group

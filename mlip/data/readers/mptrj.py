@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic
@@ -24,6 +25,7 @@ import numpy as np
 
 from mlip.data.readers.collector import no_collector
 from mlip.data.readers.frames import RawFrame
+from mlip.data.readers.materials import cut_materials
 from mlip.data.readers.pymatgen_json import (
     KBAR_VASP,
     S,
@@ -37,16 +39,8 @@ from mlip.data.readers.pymatgen_json import (
     vectors,
     vectors_of,
 )
-from mlip.data.readers.streams import open_bytes
 from mlip.errors import CorruptDataError, DataError
 
-CHUNK: Final = 1024**2  # bytes; larger blocks go back to the kernel after every use
-MAX_MATERIAL: Final = 2 * 1024**3  # bytes; the largest material has a few hundred frames
-
-# A value ends and a new key follows: the end of a material wherever the braces are balanced.
-_BOUNDARY: Final = re.compile(rb'\}\s*,\s*"[^"]*"\s*:\s*\{')
-_MAY_END: Final = b"}{ \t\r\n"  # before the last brace of a material; a frame ends in a value
-_OVERLAP: Final = 4096  # longer than any boundary
 _KEY: Final = re.compile(rb'\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _FRAME_ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")  # task, calculation, ionic step
 
@@ -83,38 +77,22 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
 
     Args:
         path: the file.
-        span: bytes of the materials to read, as `split_mptrj` gives them; default all.
+        span: bytes of the materials to read, as `split_materials` gives them; default all.
 
     Raises:
         DataError: a record cannot be understood, or a site is disordered.
         CorruptDataError: the file is cut short or damaged.
     """
-    for mp_id, material in _materials(path, span):
-        together = _together(list(material.values()))
-        for k, (frame_id, frame) in enumerate(material.items()):
-            where = f"{mp_id}, {frame_id}"
-            arrays = together[k] if together else _apart(frame, f"{path}: {where}")
-            yield RawFrame(**arrays, info=_info(mp_id, frame_id, frame), where=where)
+    for mp_id, text, place in _materials(path, span):
+        with no_collector():  # what is decoded is gone before the collector could visit it
+            frames = _frames(path, mp_id, _decode(text, place))
+        yield from frames
 
 
-def split_mptrj(path: Path, size: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Yield spans of whole materials that can be read by themselves, each with its bytes.
-
-    All but the last have `size` bytes or a little more.
-    """
-    begin = 0
-    for offset, _ in islice(_pieces(path), 1, None):
-        if offset - begin >= size:
-            yield (begin, offset), offset - begin
-            begin = offset
-    end = path.stat().st_size
-    yield (begin, end), end - begin
-
-
-def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, _Material]]:
-    """Yield (mp_id, decoded material) in turn, holding one material and one chunk."""
+def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, memoryview, str]]:
+    """Yield (mp_id, text, place) of each material in turn, holding one of them and one chunk."""
     last = ""
-    for offset, piece in _pieces(path, span):
+    for offset, piece in cut_materials(path, span):
         progress = f"byte {offset}, after {f'material {last}' if last else 'no material'}"
         if (head := _KEY.match(piece)) is None:
             raise CorruptDataError(
@@ -128,87 +106,19 @@ def _materials(path: Path, span: tuple[int, int] | None) -> Iterator[tuple[str, 
                 f"{path}: {progress}: the id of a material is {head.group(1)[:40]!r}, which is no "
                 "text; the file is damaged, copy or download it again"
             ) from None
-        yield mp_id, _decode(memoryview(piece)[head.end() :], f"{path}: {progress}: {mp_id}")
+        yield mp_id, memoryview(piece)[head.end() :], f"{path}: {progress}: {mp_id}"
         last = mp_id
     if not last:
         raise DataError(f"{path}: the file holds no material; expected {{mp_id: {{frame_id: ..}}}}")
 
 
-def _pieces(path: Path, span: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, `"mp_id": {...}`) for each material of the file or of a part of it."""
-    base, end = span or (0, None)  # offset of the buffer in the file
-    with open_bytes(path) as stream:
-        if base:
-            stream.seek(base)
-        buffer = stream.read(CHUNK if end is None else min(CHUNK, end - base))
-        opening = re.match(rb"(?:\xef\xbb\xbf)?\s*\{" if base == 0 else rb"", buffer)
-        if opening is None:
-            raise DataError(
-                f"{path}: does not start with '{{'; expected {{mp_id: {{frame_id: ..}}}}"
-            )
-        start = opening.end()  # of the current material, in the buffer
-        counted = start  # braces are counted up to here ...
-        depth = 0  # ... and this many are open; one inside a string would end in a decoding error
-        while True:
-            for match in _BOUNDARY.finditer(buffer, max(start, counted - 1)):
-                stop = match.start() + 1
-                if buffer[stop - 2] not in _MAY_END:
-                    continue  # the end of a frame
-                depth += _opened(buffer, counted, stop)
-                counted = stop
-                if depth == 0:
-                    yield base + start, buffer[start:stop]
-                    start = counted = buffer.index(b",", stop) + 1
-            safe = max(counted, len(buffer) - _OVERLAP)
-            depth += _opened(buffer, counted, safe)
-            counted = safe
-            if len(buffer) - start > MAX_MATERIAL:
-                raise DataError(
-                    f"{path}: byte {base + start}: a material of more than {MAX_MATERIAL} bytes; "
-                    "is this MPtrj, {mp_id: {frame_id: ...}}?"
-                )
-            left = CHUNK if end is None else end - base - len(buffer)
-            if not (chunk := stream.read(min(CHUNK, left))):
-                break
-            buffer = buffer[start:] + chunk
-            base, counted, start = base + start, counted - start, 0
-    cut = end is not None and end < path.stat().st_size
-    yield from _last_pieces(buffer, base, start, b"" if cut else b"}")
-
-
-def _opened(buffer: bytes, start: int, stop: int) -> int:
-    """Return how many more braces open than close; numpy counts four times faster than bytes do."""
-    part = np.frombuffer(buffer, np.uint8, stop - start, start)
-    return int(np.count_nonzero(part == ord("{")) - np.count_nonzero(part == ord("}")))
-
-
-def _last_pieces(buffer: bytes, base: int, start: int, end: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield what no boundary follows: the last material of a file or part that closes by `end`."""
-    # A file cut within a key has one more complete material; so has a part, which ends in a comma.
-    depth, counted, origin = 0, start, start
-    for match in re.finditer(rb"\}\s*,", buffer[start:]):
-        stop = origin + match.start() + 1
-        depth += _opened(buffer, counted, stop)
-        counted = stop
-        if depth == 0:
-            yield base + start, buffer[start:stop]
-            start = origin + match.end()
-            break
-    rest = buffer[start:].strip()
-    if rest != end:
-        # The closing brace of the whole file goes; a cut file then cannot be decoded.
-        yield base + start, rest.removesuffix(b"}")
-
-
 def _decode(text: memoryview, place: str) -> _Material:
     try:
-        with no_collector():
-            return _DECODER.decode(text)
+        return _DECODER.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):  # a ValidationError is one
         pass
     try:
-        with no_collector():
-            return _UNUSUAL.decode(text)
+        return _UNUSUAL.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
     try:  # NaN is no JSON, but written by Python; bad labels are named where labels are checked
@@ -231,30 +141,53 @@ def _decode(text: memoryview, place: str) -> _Material:
 _NOT_THE_LAYOUT: Final = "this is not the MPtrj layout, correct it"
 
 
-def _apart(frame: _AnyFrame, place: str) -> dict[str, Any]:
-    """Return the geometry and the results of a frame, as a `RawFrame` has them."""
-    forces = None if frame.force is None else vectors(frame.force)
-    results = _results(frame, forces, kbar_of_vasp(frame.stress, place))
-    return {**geometry(frame.structure, place), "results": results}
+def _frames(path: Path, mp_id: str, material: _Material) -> Iterable[RawFrame]:
+    return _together(mp_id, material) or _one_by_one(path, mp_id, material)
 
 
-def _together(frames: Sequence[_AnyFrame]) -> list[dict[str, Any]]:
-    """Return what `_apart` does for each, in half the time, or nothing if one is unusual."""
-    geometries = geometries_of([frame.structure for frame in frames])
+def _one_by_one(path: Path, mp_id: str, material: _Material) -> Iterator[RawFrame]:
+    for frame_id, frame in material.items():
+        where = f"{mp_id}, {frame_id}"
+        place = f"{path}: {where}"
+        forces = None if frame.force is None else vectors(frame.force)
+        results = _results(frame, forces, kbar_of_vasp(frame.stress, place))
+        yield RawFrame(
+            **geometry(frame.structure, place),
+            results=results,
+            info=_info(mp_id, frame_id, frame),
+            where=where,
+        )
+
+
+def _together(mp_id: str, material: _Material) -> list[RawFrame]:
+    """Return what `_one_by_one` gives in half the time, or nothing if a frame is unusual."""
+    frames = list(material.values())
     with_stress = [frame.stress for frame in frames if frame.stress is not None]
-    try:
-        tensors = np.array(with_stress, dtype=np.float64)
-    except ValueError:  # ragged
+    if any(len(rows) != 3 for rows in with_stress):
         return []
-    if not geometries or (with_stress and tensors.shape[1:] != (3, 3)):
+    try:
+        tensors = vectors(chain.from_iterable(with_stress)).reshape(-1, 3, 3)
+    except struct.error:  # ragged
+        return []
+    if not (geometries := geometries_of([frame.structure for frame in frames])):
         return []
     forces = vectors_of([frame.force or () for frame in frames])
     stresses = iter(tensors * KBAR_VASP)
-    results = [
-        _results(f, None if f.force is None else part, None if f.stress is None else next(stresses))
-        for f, part in zip(frames, forces, strict=True)
+    return [
+        RawFrame(
+            **arrays,
+            results=_results(
+                frame,
+                None if frame.force is None else part,
+                None if frame.stress is None else next(stresses),
+            ),
+            info=_info(mp_id, frame_id, frame),
+            where=f"{mp_id}, {frame_id}",
+        )
+        for (frame_id, frame), arrays, part in zip(
+            material.items(), geometries, forces, strict=True
+        )
     ]
-    return [{**g, "results": r} for g, r in zip(geometries, results, strict=True)]
 
 
 def _results(frame: _AnyFrame, forces: Any, stress: Any) -> dict[str, Any]:

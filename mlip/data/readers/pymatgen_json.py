@@ -104,17 +104,16 @@ def geometry(structure: Structure[Any], place: str) -> dict[str, Any]:
 
 def geometries_of(structures: Sequence[Structure[Any]]) -> list[dict[str, Any]]:
     """Return what `geometry` does for each, or nothing if one of them has to be looked at."""
-    sites = list(chain.from_iterable([structure.sites for structure in structures]))
     counts = [len(structure.sites) for structure in structures]
-    try:  # no text of a species holds a NUL, which JSON forbids
-        species = b"\0".join([site.species for site in sites]).split(b"\0")
-        numbers = np.fromiter(map(_known.__getitem__, species), np.int64, len(sites))
-        cells = np.array([s.lattice.matrix for s in structures], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):  # new species, `UnusualSite`s, ragged lattices
+    matrices = [structure.lattice.matrix for structure in structures]
+    if any(len(matrix) != 3 for matrix in matrices):
         return []
-    if cells.shape != (len(structures), 3, 3):
+    try:
+        numbers = _numbers_of_each(structures)
+    except (KeyError, TypeError):  # new species, `UnusualSite`s
         return []
-    fractional = vectors([site.abc for site in sites])
+    cells = vectors(chain.from_iterable(matrices)).reshape(-1, 3, 3)
+    fractional = vectors([site.abc for structure in structures for site in structure.sites])
     return [
         {"numbers": n, "positions": abc @ cell, "cell": cell, "pbc": s.lattice.pbc}
         for n, abc, cell, s in zip(
@@ -123,13 +122,30 @@ def geometries_of(structures: Sequence[Structure[Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _numbers_of_each(structures: Sequence[Structure[Any]]) -> NDArray[np.int64]:
+    """Return their atomic numbers behind one another; equal sites in turn are looked up once."""
+    found: list[bytes] = []
+    before, numbers = b"", b""
+    for structure in structures:
+        # No text of a species holds a NUL, which JSON forbids.
+        text = b"\0".join([site.species for site in structure.sites])
+        if text != before or not found:
+            before, numbers = text, bytes(map(_known.__getitem__, text.split(b"\0")))
+        found.append(numbers)
+    return np.frombuffer(b"".join(found), np.uint8).astype(np.int64)
+
+
 def vectors_of(lists: Sequence[Sequence[Vector]]) -> list[NDArray[np.float64]]:
     """Return (N, 3) for each of the lists."""
     return parts_of(vectors(chain.from_iterable(lists)), map(len, lists))
 
 
-def vectors(rows: Iterable[Vector]) -> NDArray[np.float64]:
-    """Return (N, 3), read-only."""
+def vectors(rows: Iterable[Sequence[float]]) -> NDArray[np.float64]:
+    """Return (N, 3), read-only.
+
+    Raises:
+        struct.error: a row has not three numbers.
+    """
     return np.frombuffer(b"".join(starmap(_PACKED.pack, rows))).reshape(-1, 3)
 
 

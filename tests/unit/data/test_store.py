@@ -19,7 +19,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from mlip.data.readers import mptrj, read_structures
+from mlip.data.readers import materials, mptrj, read_structures
 from mlip.data.readers import split_files as split
 from mlip.data.store import COLUMNS, Store, build, jobs, merge, open_store, writer
 from mlip.data.store.layout import check_content, read_manifest
@@ -320,7 +320,7 @@ def test_damage_is_named(files, tmp_path):
         open_store(tmp_path / "s")
 
 
-def materials(n, per):
+def some_materials(n, per):
     """MPtrj's nesting, with key order and text that could be taken for boundaries."""
     site = {"species": [{"element": "Si", "occu": 1}], "abc": [0.0, 0.0, 0.0], "label": '}, "x": {'}
     lattice = {"matrix": [[3.0, 0, 0], [0, 3.0, 0], [0, 0, 3.0]]}
@@ -341,10 +341,10 @@ def materials(n, per):
 @pytest.mark.parametrize("chunk", [300, 4 * 1024**2])
 def test_parts_of_a_json_file_are_the_file(tmp_path, monkeypatch, size, chunk):
     path = tmp_path / "m.json"
-    path.write_text(json.dumps(materials(30, 4)))
-    monkeypatch.setattr(mptrj, "CHUNK", chunk)
-    monkeypatch.setattr(mptrj, "_OVERLAP", 64)
-    spans = [span for span, _ in mptrj.split_mptrj(path, size)]
+    path.write_text(json.dumps(some_materials(30, 4)))
+    monkeypatch.setattr(materials, "CHUNK", chunk)
+    monkeypatch.setattr(materials, "_OVERLAP", 64)
+    spans = [span for span, _ in materials.split_materials(path, size)]
     assert spans[0][0] == 0
     assert spans[-1][1] == path.stat().st_size
     assert all(a[1] == b[0] for a, b in pairwise(spans))
@@ -358,9 +358,9 @@ def test_frames_of_a_divided_file_keep_their_numbers(tmp_path, monkeypatch):
     import mlip.data.readers as readers
 
     path = tmp_path / "m.json"
-    path.write_text(json.dumps(materials(40, 3)))
+    path.write_text(json.dumps(some_materials(40, 3)))
     build(tmp_path / "whole", [path])
-    monkeypatch.setitem(readers._SPLIT, "mptrj", (mptrj.split_mptrj, 2000))
+    monkeypatch.setitem(readers._SPLIT, "mptrj", (materials.split_materials, 2000))
     monkeypatch.setattr(jobs, "SHARD_ROWS", 4)
     assert len(list(split([path], "mptrj"))) > 5
     build(tmp_path / "parts", [path])
@@ -374,9 +374,9 @@ def test_a_cut_json_file_is_noticed_in_parts_too(tmp_path, monkeypatch, cut):
     import mlip.data.readers as readers
 
     path = tmp_path / "m.json"
-    text = json.dumps(materials(40, 3))
+    text = json.dumps(some_materials(40, 3))
     path.write_text(text[: int(cut * len(text))])
-    monkeypatch.setitem(readers._SPLIT, "mptrj", (mptrj.split_mptrj, 2000))
+    monkeypatch.setitem(readers._SPLIT, "mptrj", (materials.split_materials, 2000))
     with pytest.raises(CorruptDataError, match="cut short"):
         build(tmp_path / "s", [path])
     path.write_text(text[: text.index(', "mp-20": {') + 1])

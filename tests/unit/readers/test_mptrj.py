@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlip.data.readers import pymatgen_json, read_structures
-from mlip.data.readers.mptrj import _pieces
+from mlip.data.readers.materials import cut_materials
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
 
@@ -95,6 +95,32 @@ def test_a_frame_without_labels_leaves_those_of_its_material_alone(nested, write
     np.testing.assert_allclose(second.positions, crystals[1].positions, atol=1e-12)
     for name, value in crystals[1].calc.results.items():
         np.testing.assert_allclose(second.calc.results[name], value, atol=1e-12)
+
+
+def test_frames_of_one_material_may_differ_in_their_elements(nested, write, crystals):
+    """Equal sites of frames in turn are looked up once."""
+    list(read_structures(write(nested)))  # every species is known
+    kept, other = first(nested), json.loads(json.dumps(first(nested)))
+    other["structure"]["sites"].reverse()
+    frames = [kept, kept, other, other, kept]
+    nested["mp-0"] = {f"mp-90-0-{k}": frame for k, frame in enumerate(frames)}
+    numbers = crystals[0].numbers
+    assert (numbers != numbers[::-1]).any()
+    for frame, atoms in zip(frames, read_structures(write(nested)), strict=False):
+        np.testing.assert_array_equal(atoms.numbers, numbers[:: 1 if frame is kept else -1])
+
+
+def test_a_frame_that_is_none_is_named(nested, write):
+    nested = {"mp-0": nested["mp-0"], "mp-1": {"mp-91-0-0": 5}, "mp-2": nested["mp-1"]}
+    with pytest.raises(DataError, match="mp-1, mp-91-0-0: Expected `object`, got `int`"):
+        list(read_structures(write(nested)))
+
+
+def test_of_two_faults_of_a_frame_the_first_is_named(nested, write):
+    first(nested)["stress"] = [[1.0], [2.0, 3.0]]
+    first(nested)["structure"]["lattice"]["matrix"] = [[1.0] * 3] * 2
+    with pytest.raises(DataError, match="stress is ragged"):
+        list(read_structures(write(nested)))
 
 
 @pytest.mark.parametrize(
@@ -247,12 +273,12 @@ def test_modules_named_in_the_file_are_not_imported(nested, write, tmp_path, mon
 @pytest.mark.parametrize("indent", [None, 1])
 def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
     """Any chunk length and layout; a structure may hold what looks like a boundary."""
-    monkeypatch.setattr("mlip.data.readers.mptrj.CHUNK", chunk)
+    monkeypatch.setattr("mlip.data.readers.materials.CHUNK", chunk)
     first(nested)["structure"]["properties"] = {"a": {"b": {}}, "c": {"d": 1}}
     nested["mp-empty"] = {}
     nested["mp-2"] = nested["mp-1"]
     text = json.dumps(nested, indent=indent)
-    pieces = [json.loads(b"{" + piece + b"}") for _, piece in _pieces(write(text))]
+    pieces = [json.loads(b"{" + piece + b"}") for _, piece in cut_materials(write(text))]
     assert [list(piece) for piece in pieces] == [["mp-0"], ["mp-1"], ["mp-empty"], ["mp-2"]]
     assert {k: v for piece in pieces for k, v in piece.items()} == nested
 
