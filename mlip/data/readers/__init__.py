@@ -21,6 +21,7 @@ from mlip.data.readers.blocks import canonical_frames
 from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.extxyz_parts import split_extxyz
 from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.matpes import read_matpes
 from mlip.data.readers.mptrj import read_mptrj, split_mptrj
@@ -45,6 +46,7 @@ __all__ = [
     "Frames",
     "Inspected",
     "LabelKeys",
+    "Noticed",
     "Piece",
     "ReadOptions",
     "describe_keys",
@@ -72,16 +74,19 @@ _READERS: Final[dict[str, Reader]] = {
     "vasp": lambda path, _: read_with_ase(path, "vasp"),
     "cif": lambda path, _: read_with_ase(path, "cif"),
 }
-Span = tuple[int, int]
+Span = tuple[int, ...]
 # Formats whose files may be too large for one process: how to cut and to read them.
-_SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span, int]]], int]]] = {
+_SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span | None, int]]], int]]] = {
     "aselmdb": (split_aselmdb, 50_000),  # rows
+    "extxyz": (split_extxyz, 64 * 1024**2),  # bytes
     "mptrj": (split_mptrj, 256 * 1024**2),  # bytes
 }
-_PARTS: Final[dict[str, Callable[[Path, Span], Iterator[RawFrame]]]] = {
+_PARTS: Final[dict[str, Callable[[Path, Any], Iterator[RawFrame]]]] = {
     "aselmdb": read_aselmdb,
+    "extxyz": read_extxyz,
     "mptrj": read_mptrj,
 }
+_FIRST: Final = {"aselmdb": 0, "extxyz": 2}  # which number of a span is that of the first frame
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
 _OWN_UNITS: Final[dict[str, tuple[str, str]]] = {
     "mptrj": ("kbar", "vasp"),
@@ -183,12 +188,31 @@ class Piece:
     size: int
     span: Span | None = None
 
+    @property
+    def first(self) -> int | None:
+        """Number in the file of the first frame; None if nobody has counted those before it."""
+        if self.span is None or self.span[0] == 0:
+            return 0
+        return self.span[_FIRST[self.kind]] if self.kind in _FIRST else None
+
     def frame(self, index: int) -> str:
         """Say which frame of the file the frame `index` of this piece is, for messages."""
-        begin = self.span[0] if self.span else 0
-        if begin and self.kind == "mptrj":
-            return f"{self.path}, frame {index} after byte {begin}"
-        return f"{self.path}, frame {begin + index}"
+        if self.first is None and self.span:
+            return f"{self.path}, frame {index} after byte {self.span[0]}"
+        return f"{self.path}, frame {(self.first or 0) + index}"
+
+
+@dataclass(slots=True)
+class Noticed:
+    """What holds for all frames of a file, as far as they have been read.
+
+    Attributes:
+        keys: under which key each label is; a frame that has one under another key is refused.
+        left_out: what was left out of their labels, and in how many frames.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[Piece]:
@@ -208,15 +232,13 @@ def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[
             yield Piece(file, kind, file.stat().st_size)
 
 
-def read_frames(
-    piece: Piece, found: dict[str, str] | None = None, **options: Any
-) -> Iterator[Frame]:
+def read_frames(piece: Piece, noticed: Noticed | None = None, **options: Any) -> Iterator[Frame]:
     """Read canonical frames as arrays: what `read_structures` gives, several times faster.
 
     Args:
         piece: what to read.
-        found: is told under which key each label was found, {label: key}; all pieces of a file must
-            agree, as its frames must.
+        noticed: what earlier pieces of the file showed, and when all frames have been read this
+            one, too; who gives it says it, else it is said here.
         **options: as of `read_structures`.
 
     Raises:
@@ -229,11 +251,11 @@ def read_frames(
         frames = _READERS[piece.kind](piece.path, parsed)
     else:
         frames = _PARTS[piece.kind](piece.path, piece.span)
-    first = piece.span[0] if piece.span and piece.kind == "aselmdb" else 0
-    yield from canonical_frames(canonical, frames, first)
-    canonical.finish()
-    if found is not None:
-        found.update(canonical.keys)
+    if noticed is not None:
+        canonical.keys, canonical.left_out = noticed.keys, noticed.left_out
+    yield from canonical_frames(canonical, frames, piece.first or 0)
+    if noticed is None:
+        canonical.finish()
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:
