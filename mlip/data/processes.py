@@ -1,7 +1,7 @@
 """Processes that work for this one: started afresh, gone when it is, heard in order.
 
-They are spawned, not forked: a fork copies locks that threads of libraries hold. So a script that
-makes use of several needs `if __name__ == "__main__":`.
+They are spawned: a fork copies locks that threads of libraries hold. So a script that makes use of
+several needs `if __name__ == "__main__":`, but for what training does, whose workers are forked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mlip.errors import DataError
 
 T = TypeVar("T")
+StartMethod = Literal["fork", "spawn", "forkserver"]
 
 _done: Any = None  # items that all workers have done, in each worker
 
@@ -60,17 +61,18 @@ class Workers:
 
 
 @contextmanager
-def workers(number: int, killed: str) -> Iterator[Workers]:
+def workers(number: int, killed: str, start_method: StartMethod = "spawn") -> Iterator[Workers]:
     """Start processes for the duration of the block; what waits to be done is dropped at its end.
 
     Args:
         number: of processes.
         killed: what to say when one of them was killed.
+        start_method: of the processes.
 
     Raises:
         DataError: a worker was killed.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(start_method)
     done = context.Value("q", 0)
     pool = ProcessPoolExecutor(number, context, _start, (done,))
     try:

@@ -20,6 +20,7 @@ DEVICE = "tests/unit/test_device_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 SOURCES = "tests/unit/data/test_sources.py"
 PARTS = "tests/unit/readers/test_extxyz_parts.py"
+LOADER = "tests/unit/data/test_loader.py"
 DIVIDED = "tests/unit/data/test_divided_extxyz.py"
 INDEX = "tests/unit/data/test_in_place.py"
 HEADS = "tests/physics/test_heads.py"
@@ -1034,6 +1035,13 @@ DIVIDING = (
             f"{DIVIDED}::test_a_conversion_that_was_begun_when_files_were_cut_otherwise_is_not_gone"
             "_on_with",
         ),
+    ),
+    Bug(
+        "edges are counted in the order in which workers are done",
+        "mlip/data/processes.py",
+        "waiting.popleft().result()",
+        "waiting.pop().result()",
+        (f"{LOADER}::test_the_number_of_processes_that_count_edges_changes_nothing[3-fork-7]",),
     ),
 )
 
