@@ -21,6 +21,7 @@ DATA = "tests/unit/data/test_data_path.py"
 SOURCES = "tests/unit/data/test_sources.py"
 PARTS = "tests/unit/readers/test_extxyz_parts.py"
 LOADER = "tests/unit/data/test_loader.py"
+DOCTORS = "tests/unit/checkup/test_several_processes.py"
 DIVIDED = "tests/unit/data/test_divided_extxyz.py"
 INDEX = "tests/unit/data/test_in_place.py"
 HEADS = "tests/physics/test_heads.py"
@@ -33,6 +34,8 @@ CALCULATOR = "tests/unit/test_calculator.py"
 SUMS = "tests/unit/test_kernels.py"
 FUSED = "tests/unit/test_fused_sum.py"
 COMPARE = "tests/integration/test_compare.py"
+
+OTHER_KEY = "test_frames_whose_label_is_under_another_key_than_in_earlier_stretches"
 
 POTENTIAL = "mlip/models/potential.py"
 FACET = "mlip/models/facet.py"
@@ -1042,6 +1045,48 @@ DIVIDING = (
         "waiting.popleft().result()",
         "waiting.pop().result()",
         (f"{LOADER}::test_the_number_of_processes_that_count_edges_changes_nothing[3-fork-7]",),
+    ),
+    Bug(
+        "frames are numbered from the beginning of their stretch",
+        "mlip/data/checkup/census.py",
+        'rows["frame"] += before',
+        'rows["frame"] += 0',
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "examples are numbered from the beginning of their stretch",
+        "mlip/data/checkup/findings.py",
+        "frame=self.frame + frames)",
+        "frame=self.frame)",
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "compositions have the numbers that they have in their stretch",
+        "mlip/data/checkup/census.py",
+        'np.array(compositions)[rows["composition"]]',
+        'rows["composition"]',
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "a stretch knows nothing of the keys of labels before it",
+        "mlip/data/checkup/stretches.py",
+        "look = _look_at(stretch, options, known)",
+        "pass",
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "what lies behind the place where a file becomes unreadable is looked at",
+        "mlip/data/checkup/stretches.py",
+        "over = look.unread is not None",
+        "over = False",
+        (f"{DOCTORS}::test_damaged_files",),
+    ),
+    Bug(
+        "a fault in the first material of a stretch comes after no material",
+        "mlip/data/checkup/stretches.py",
+        'piece.kind != "mptrj"',
+        'piece.kind == "mptrj"',
+        (f"{DOCTORS}::test_the_first_material_of_a_stretch_is_named_by_the_one_before",),
     ),
 )
 

@@ -52,6 +52,7 @@ __all__ = [
     "describe_keys",
     "expand_paths",
     "inspect_frames",
+    "inspect_piece",
     "read_frames",
     "read_natoms",
     "read_structures",
@@ -81,10 +82,10 @@ _SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span | None, 
     "extxyz": (split_extxyz, 64 * 1024**2),  # bytes
     "mptrj": (split_mptrj, 256 * 1024**2),  # bytes
 }
-_PARTS: Final[dict[str, Callable[[Path, Any], Iterator[RawFrame]]]] = {
-    "aselmdb": read_aselmdb,
-    "extxyz": read_extxyz,
-    "mptrj": read_mptrj,
+_PARTS: Final[dict[str, Callable[[Path, Any, ReadOptions], Iterator[RawFrame]]]] = {
+    "aselmdb": lambda path, span, o: read_aselmdb(path, span, keep_all=o.keep_info),
+    "extxyz": lambda path, span, _: read_extxyz(path, span),
+    "mptrj": lambda path, span, _: read_mptrj(path, span),
 }
 _FIRST: Final = {"aselmdb": 0, "extxyz": 2}  # which number of a span is that of the first frame
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
@@ -161,10 +162,23 @@ def inspect_frames(file: Path, format: str = "auto", **options: Any) -> Iterator
         DataError: the bytes cannot be followed any further; what is behind stays unread.
         ConfigError: an option or the format is unknown.
     """
+    kind = _checked_kind(file, format, ReadOptions.parse(options))
+    yield from inspect_piece(Piece(file, kind, file.stat().st_size), **options)
+
+
+def inspect_piece(
+    piece: Piece, noticed: Noticed | None = None, **options: Any
+) -> Iterator[Inspected]:
+    """Do for a part of a file what `inspect_frames` does.
+
+    Args:
+        piece: what to read.
+        noticed: what earlier pieces of the file showed, and in the end this one, too.
+        **options: as of `read_structures`.
+    """
     parsed = ReadOptions.parse(options)
-    kind = _checked_kind(file, format, parsed)
-    canonical = Canonicalizer(file, _units_left(kind, parsed))
-    for index, frame in enumerate(_READERS[kind](file, parsed)):
+    canonical = _canonicalizer(piece, parsed, noticed)
+    for index, frame in enumerate(_raw_frames(piece, parsed), start=piece.first or 0):
         try:
             meaning: Atoms | DataError = canonical(frame, index)
         except DataError as error:
@@ -215,8 +229,16 @@ class Noticed:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[Piece]:
+def split_files(
+    files: Iterable[Path], format: str, *, finer: int = 1, **options: Any
+) -> Iterator[Piece]:
     """Yield files, or parts of large ones that can be read at the same time, in their order.
+
+    Args:
+        files: what to cut.
+        format: of the files, or `auto`.
+        finer: how many times smaller than usual parts are to be.
+        **options: as of `read_structures`.
 
     Raises:
         DataError: a file cannot be read.
@@ -227,7 +249,9 @@ def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[
         kind = _checked_kind(file, format, parsed)
         if kind in _SPLIT and file.suffix not in COMPRESSED:
             split, size = _SPLIT[kind]
-            yield from (Piece(file, kind, share, span) for span, share in split(file, size))
+            yield from (
+                Piece(file, kind, share, span) for span, share in split(file, max(1, size // finer))
+            )
         else:
             yield Piece(file, kind, file.stat().st_size)
 
@@ -246,16 +270,23 @@ def read_frames(piece: Piece, noticed: Noticed | None = None, **options: Any) ->
         ConfigError: an option is unknown.
     """
     parsed = ReadOptions.parse(options)
-    canonical = Canonicalizer(piece.path, _units_left(piece.kind, parsed))
-    if piece.span is None:
-        frames = _READERS[piece.kind](piece.path, parsed)
-    else:
-        frames = _PARTS[piece.kind](piece.path, piece.span)
-    if noticed is not None:
-        canonical.keys, canonical.left_out = noticed.keys, noticed.left_out
-    yield from canonical_frames(canonical, frames, piece.first or 0)
+    canonical = _canonicalizer(piece, parsed, noticed)
+    yield from canonical_frames(canonical, _raw_frames(piece, parsed), piece.first or 0)
     if noticed is None:
         canonical.finish()
+
+
+def _canonicalizer(piece: Piece, options: ReadOptions, noticed: Noticed | None) -> Canonicalizer:
+    canonical = Canonicalizer(piece.path, _units_left(piece.kind, options))
+    if noticed is not None:
+        canonical.keys, canonical.left_out = noticed.keys, noticed.left_out
+    return canonical
+
+
+def _raw_frames(piece: Piece, options: ReadOptions) -> Iterator[RawFrame]:
+    if piece.span is None:
+        return _READERS[piece.kind](piece.path, options)
+    return _PARTS[piece.kind](piece.path, piece.span, options)
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:
