@@ -8,6 +8,7 @@ import os
 import signal
 import time
 import warnings
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -187,15 +188,14 @@ def test_the_first_fault_of_a_file_is_named_whoever_is_faster(file, tmp_path, mo
     assert f"{file}: frame 2895:" in text
 
 
-def slowly(folder, file):
-    """Convert in two processes until somebody kills this one, after some shards at the latest."""
-    finished = jobs.finished_shards
+def never_ending(path, size):
+    """Cut off eight parts and wait to be killed."""
+    yield from islice(split_extxyz(path, size), 8)
+    time.sleep(600)
 
-    def slow(*arguments):
-        time.sleep(0.05)
-        return finished(*arguments)
 
-    jobs.finished_shards = slow
+def begin(folder, file):
+    readers._SPLIT["extxyz"] = (never_ending, SIZE)
     build(folder, [file], processes=2)
 
 
@@ -203,9 +203,7 @@ def slowly(folder, file):
 def test_sigkill_costs_the_parts_under_way(file, tmp_path, wanted):
     silently(build, tmp_path / "whole", [file])
     shards = tmp_path / "s" / "shards"
-    process = multiprocessing.get_context("fork").Process(
-        target=slowly, args=(tmp_path / "s", file)
-    )
+    process = multiprocessing.get_context("fork").Process(target=begin, args=(tmp_path / "s", file))
     process.start()
     while process.is_alive() and len(list(shards.glob("[0-9]*"))) < wanted:
         time.sleep(0.002)
