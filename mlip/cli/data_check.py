@@ -10,6 +10,7 @@ from mlip.cli.reading import METAVAR, WORDS
 
 EPILOG = f"""examples:
   mlip data check my.extxyz
+  mlip data check mptrj.json --processes 8
   mlip data check train.extxyz val.extxyz --json check.json --plot check.png
   mlip data check my.extxyz data.keys.energy=dft_energy data.stress_unit=kbar
 
@@ -35,6 +36,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--expect-frames", type=int, metavar="N", help="how many there must be in all files"
     )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="readers at a time")
     parser.add_argument("--strict", action="store_true", help="warnings fail, too")
     parser.set_defaults(run=run)
 
@@ -49,8 +51,11 @@ def run(args: argparse.Namespace) -> int:
     files, options = split_words(args.data)
     if args.plot and Path(args.plot).suffix.lower() != ".png":
         raise ConfigError(f"{args.plot}: the page is drawn as PNG; name it .png")
+    if args.processes < 1:
+        raise ConfigError(f"--processes {args.processes} must be 1 or more")
     form = options.pop("format", "auto")
-    examination = examine(files, form, expected=args.expect_frames, **options)
+    more = {"expected": args.expect_frames, "processes": args.processes}
+    examination = examine(files, form, **more, **options)
     print(text(examination), end="")
     if args.json:
         write_json(examination, args.json)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mlip.data.plan import Budget, Plan, draw_order, pack, share_evenly
+from mlip.data.processes import StartMethod
 from mlip.data.sources import AnyStore
 from mlip.errors import DataError, MLIPError
 from mlip.graph import AtomGraph, add_edges
@@ -46,7 +47,7 @@ class GraphLoader:
         repeats: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
-        start_method: Literal["fork", "spawn", "forkserver"] = "fork",
+        start_method: StartMethod = "fork",
         prefetch: int = 2,
         pin_memory: bool | None = None,
     ) -> None:
@@ -59,7 +60,7 @@ class GraphLoader:
             budget: of one batch.
             seed: of the order.
             shuffle: draw a new order for every epoch.
-            num_workers: processes that make batches; 0 makes them here.
+            num_workers: processes that make batches, and count edges before; 0 does it here.
             repeats: (n,) how often each structure comes in an epoch, on average over epochs;
                 fractions are drawn with the seed. Default: once.
             rank: which of the processes that train together this is.
@@ -87,10 +88,10 @@ class GraphLoader:
         self._begun = False  # whether this epoch's pass has begun
         self._planned: tuple[int, Plan] | None = None
         repeats = None if repeats is None else _checked(repeats, len(indices))
-        self._sizes = {
-            "max_atoms": store.num_atoms[indices],
-            "max_edges": store.edge_counts(cutoff)[indices] if budget.max_edges else None,
-        }
+        self._sizes = {"max_atoms": store.num_atoms[indices], "max_edges": None}
+        if budget.max_edges:
+            counts = store.edge_counts(cutoff, max(1, num_workers), start_method)
+            self._sizes["max_edges"] = counts[indices]
         fits = self._fitting(indices)
         self.skipped = int((~fits).sum())
         if self.skipped:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 EVERY = 200  # items between two updates
 
 
-def counted(items: Iterable[T], name: str, unit: str = "frames") -> Iterator[T]:
+def counted(items: Iterable[T], name: str, unit: str = "frames") -> Generator[T, None, None]:
     """Yield `items`, and show how many went by and how long it took, on a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

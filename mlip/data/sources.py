@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from mlip.data.filters import Filter
+from mlip.data.processes import StartMethod
 from mlip.data.store import SUMMARIES, JoinedColumn, Store, open_store
 from mlip.data.weights import parse_weights
 from mlip.errors import ConfigError
@@ -311,9 +312,12 @@ class JoinedStore:
             out[chosen] = self.pieces[k].store.summary(name, indices[chosen] - self.starts[k])
         return out
 
-    def edge_counts(self, cutoff: float) -> np.ndarray:
+    def edge_counts(
+        self, cutoff: float, processes: int = 1, start_method: StartMethod = "spawn"
+    ) -> np.ndarray:
         """Return the edges of every structure within a cutoff (Å), (structures,)."""
-        return np.concatenate([piece.store.edge_counts(cutoff) for piece in self.pieces])
+        how = (cutoff, processes, start_method)
+        return np.concatenate([piece.store.edge_counts(*how) for piece in self.pieces])
 
     def where(self, index: int) -> str:
         """Say which frame of which file a structure is, for messages."""

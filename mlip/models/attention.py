@@ -214,7 +214,7 @@ class NeighbourAttention(_Heads):
             context.source, context.within, context.envelope, context.features, context.cos,
             context.sin,
         )  # fmt: skip
-        shared = (k, v, self.filter.weight, self.bias.weight, self.null)
+        shared: Sequence[Tensor] = (k, v, self.filter.weight, self.bias.weight, self.null)
         pieces: Iterator[Sequence[Tensor]] = zip(
             *(x.split(context.atoms) for x in of_atoms),
             *(x.split(context.edges) for x in of_edges),

@@ -192,6 +192,48 @@ def test_omol25_rows(real_data, tmp_path):
     )
 
 
+SHARING = """
+import os
+from mlip.data.checkup import examine
+from mlip.data.store import Store, build
+processes = int(sys.argv[4])
+def measured(do):
+    before, start = os.times(), time.perf_counter()
+    do()
+    after, wall = os.times(), time.perf_counter() - start
+    own = after.user + after.system - before.user - before.system
+    others = after.children_user + after.children_system
+    return dict(wall_s=wall, parent_cpu_s=own,
+                workers_cpu_s=others - before.children_user - before.children_system)
+file, small, folder = map(Path, sys.argv[1:4])
+out = dict(convert=measured(lambda: build(folder, [file], processes=processes)))
+store = Store(folder)
+out['edges'] = measured(lambda: store.edge_counts(5.0, processes, 'fork'))
+out['check'] = measured(lambda: examine([small], processes=processes))
+out['blake2b'] = store.manifest['blake2b']
+print(json.dumps(out))
+"""
+
+
+def test_extxyz_by_several_processes(real_data, tmp_path):
+    """300 MB to convert and to count edges in, 30 MB to check; by one process and by two."""
+    text = (real_data / "mptrj" / "mptrj-random-1k.extxyz").read_bytes()
+    files = []
+    for name, times in (("large", 80), ("small", 8)):
+        files.append(tmp_path / f"{name}.extxyz")
+        files[-1].write_bytes(text * times)
+    one, two = (in_a_process(SHARING, *files, tmp_path / f"{n}", n) for n in (1, 2))
+    assert one.pop("blake2b") == two.pop("blake2b")
+    for name in one:
+        record(
+            f"extxyz_{name}",
+            file_mb=files[name == "check"].stat().st_size / 1e6,
+            **{f"one_{key}": value for key, value in one[name].items()},
+            **{f"two_{key}": value for key, value in two[name].items()},
+            times_faster=one[name]["wall_s"] / two[name]["wall_s"],
+        )
+
+
 OPENING = """
 import numpy as np
 from mlip.data.batching import Budget, GraphLoader

@@ -19,6 +19,10 @@ NEIGHBORS = "tests/unit/test_neighbors.py"
 DEVICE = "tests/unit/test_device_neighbors.py"
 DATA = "tests/unit/data/test_data_path.py"
 SOURCES = "tests/unit/data/test_sources.py"
+PARTS = "tests/unit/readers/test_extxyz_parts.py"
+LOADER = "tests/unit/data/test_loader.py"
+DOCTORS = "tests/unit/checkup/test_several_processes.py"
+DIVIDED = "tests/unit/data/test_divided_extxyz.py"
 INDEX = "tests/unit/data/test_in_place.py"
 HEADS = "tests/physics/test_heads.py"
 LOSS = "tests/unit/training/test_loss.py"
@@ -30,6 +34,8 @@ CALCULATOR = "tests/unit/test_calculator.py"
 SUMS = "tests/unit/test_kernels.py"
 FUSED = "tests/unit/test_fused_sum.py"
 COMPARE = "tests/integration/test_compare.py"
+
+OTHER_KEY = "test_frames_whose_label_is_under_another_key_than_in_earlier_stretches"
 
 POTENTIAL = "mlip/models/potential.py"
 FACET = "mlip/models/facet.py"
@@ -968,6 +974,122 @@ IN_PLACE = (
     ),
 )
 
+# -- files in parts, by several processes ---------------------------------------------------------
+
+DIVIDING = (
+    Bug(
+        "every part of an extxyz file counts its frames from zero",
+        "mlip/data/readers/extxyz.py",
+        "_frames(path, stream, first, end)",
+        "_frames(path, stream, 0, end)",
+        (
+            f"{PARTS}::test_whatever_is_wrong_parts_say_what_the_whole_says",
+            f"{DIVIDED}::test_a_fault_is_named_as_in_a_whole_file[a column too few]",
+        ),
+    ),
+    Bug(
+        "the second line of a frame is counted as one of its atoms",
+        "mlip/data/readers/extxyz_parts.py",
+        "line += 1 + int(head)",
+        "line += int(head)",
+        (f"{PARTS}::test_parts_are_the_file",),
+    ),
+    Bug(
+        "a part reads the first frame of the next one, too",
+        "mlip/data/readers/extxyz.py",
+        "stream.tell() < end",
+        "stream.tell() <= end",
+        (f"{PARTS}::test_parts_are_the_file",),
+    ),
+    Bug(
+        "blank lines at the beginning of a file are a part without frames",
+        "mlip/data/readers/extxyz_parts.py",
+        ">= size and frame > first",
+        ">= size",
+        (f"{PARTS}::test_blank_lines_make_no_part_of_their_own",),
+    ),
+    Bug(
+        "every shard of a part says again what was left out before it",
+        "mlip/data/store/jobs.py",
+        "noticed if last else Noticed()",
+        "noticed",
+        (f"{DIVIDED}::test_parts_over_hosts",),
+    ),
+    Bug(
+        "parts may have a label under different keys",
+        "mlip/data/store/build.py",
+        "before |= keys",
+        "before |= {}",
+        (f"{DIVIDED}::test_a_label_that_moves_to_another_key_between_two_parts",),
+    ),
+    Bug(
+        "of several faults the one that is found first is named",
+        "mlip/data/store/build.py",
+        "first_failure(list(running))",
+        "first_failure(list(done))",
+        (f"{DIVIDED}::test_the_first_fault_of_a_file_is_named_whoever_is_faster",),
+    ),
+    Bug(
+        "a conversion goes on with shards of files that were cut otherwise",
+        "mlip/data/store/conversion.py",
+        'saved.pop("plan", 1)',
+        'saved.pop("plan", PLAN)',
+        (
+            f"{DIVIDED}::test_a_conversion_that_was_begun_when_files_were_cut_otherwise_is_not_gone"
+            "_on_with",
+        ),
+    ),
+    Bug(
+        "edges are counted in the order in which workers are done",
+        "mlip/data/processes.py",
+        "waiting.popleft().result()",
+        "waiting.pop().result()",
+        (f"{LOADER}::test_the_number_of_processes_that_count_edges_changes_nothing[3-fork-7]",),
+    ),
+    Bug(
+        "frames are numbered from the beginning of their stretch",
+        "mlip/data/checkup/census.py",
+        'rows["frame"] += before',
+        'rows["frame"] += 0',
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "examples are numbered from the beginning of their stretch",
+        "mlip/data/checkup/findings.py",
+        "frame=self.frame + frames)",
+        "frame=self.frame)",
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "compositions have the numbers that they have in their stretch",
+        "mlip/data/checkup/census.py",
+        'np.array(compositions)[rows["composition"]]',
+        'rows["composition"]',
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "a stretch knows nothing of the keys of labels before it",
+        "mlip/data/checkup/stretches.py",
+        "look = _look_at(stretch, options, known)",
+        "pass",
+        (f"{DOCTORS}::{OTHER_KEY}",),
+    ),
+    Bug(
+        "what lies behind the place where a file becomes unreadable is looked at",
+        "mlip/data/checkup/stretches.py",
+        "over = look.unread is not None",
+        "over = False",
+        (f"{DOCTORS}::test_damaged_files",),
+    ),
+    Bug(
+        "a fault in the first material of a stretch comes after no material",
+        "mlip/data/checkup/stretches.py",
+        'piece.kind != "mptrj"',
+        'piece.kind == "mptrj"',
+        (f"{DOCTORS}::test_the_first_material_of_a_stretch_is_named_by_the_one_before",),
+    ),
+)
+
 BUGS = (
     *MECHANICS,
     *LATTICE,
@@ -982,4 +1104,5 @@ BUGS = (
     *SEVERAL,
     *KERNELS,
     *IN_PLACE,
+    *DIVIDING,
 )

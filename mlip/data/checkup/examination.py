@@ -58,6 +58,7 @@ def examine(
     format: str = "auto",
     *,
     expected: int | None = None,
+    processes: int = 1,
     **options: Any,
 ) -> Examination:
     """Read data and say what is wrong with it.
@@ -66,13 +67,15 @@ def examine(
         paths: each is one part (training, validation, ...): a file, a folder or a glob.
         format: of the files.
         expected: how many frames there must be; None if that is not known.
+        processes: how many read at the same time. They are started afresh, so a script that
+            calls this needs `if __name__ == "__main__":`.
         **options: of the reader, as `read_structures` takes them.
 
     Raises:
         DataError: a path does not exist or holds nothing readable.
         ConfigError: an option is unknown.
     """
-    census = take_census(paths, format, **options)
+    census = take_census(paths, format, processes=processes, **options)
     out = Examination(census)
     found = census.notes.findings(census.total)
     if expected not in (None, census.total):

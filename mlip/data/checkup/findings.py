@@ -7,7 +7,7 @@ sometimes meant.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
 ERROR: Final = "error"
@@ -186,6 +186,10 @@ class Example:
     frame: int | None  # counted from 0; None means the file
     detail: str = ""
 
+    def behind(self, frames: int) -> Example:
+        """Return it as it is called when so many frames of the file come before."""
+        return self if self.frame is None else replace(self, frame=self.frame + frames)
+
     def __str__(self) -> str:
         place = self.file if self.frame is None else f"{self.file}, frame {self.frame}"
         return f"{place}: {self.detail}" if self.detail else place
@@ -235,6 +239,14 @@ class Notebook:
         kept = self.examples.setdefault(kind, [])
         if len(kept) < EXAMPLES:
             kept.append(example)
+
+    def add(self, later: Notebook, frames: int) -> None:
+        """Write down what was noted of what follows, behind so many frames of the file."""
+        for kind, count in later.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            kept = self.examples.setdefault(kind, [])
+            more = later.examples[kind][: EXAMPLES - len(kept)]
+            kept += [example.behind(frames) for example in more]
 
     def findings(self, of: int) -> list[Finding]:
         """Return one finding for every kind that was noted; `of` is how many frames were read."""

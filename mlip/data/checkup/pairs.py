@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from ase import Atoms
+from ase.cell import Cell
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
@@ -45,6 +46,31 @@ PAIR: Final = np.dtype(
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """A frame that has a neighbour's energy to explain: plain arrays, which processes exchange."""
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    charge: int
+    spin: int
+    energy: float
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64] | None  # (6,)
+
+
+def labelled(atoms: Atoms) -> Labelled | None:
+    """Return what the rule needs of a structure, None for one without energy, forces or company."""
+    results = labels_of(atoms)
+    if "energy" not in results or "forces" not in results or len(atoms) < 2:
+        return None
+    state = atoms.info.get("charge", 0), atoms.info.get("spin", 0)
+    geometry = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+    return Labelled(*geometry, *state, results["energy"], results["forces"], results.get("stress"))
+
+
+@dataclass(frozen=True, slots=True)
 class _Frame:
     """What the rule needs of a frame."""
 
@@ -57,27 +83,27 @@ class _Frame:
 
 
 class PairFinder:
-    """Looks, for every frame of a part, for a near one among the recent ones of the same atoms."""
+    """Looks, for every frame of a part, for a near one among the recent ones of the same atoms.
+
+    What it finds depends on the frames before, so it must see them all in their order.
+    """
 
     def __init__(self) -> None:
         self._recent: OrderedDict[tuple[bytes, bytes, int, int], deque[_Frame]] = OrderedDict()
         self._rows: list[tuple[float, ...]] = []
         self._offered = 0
 
-    def offer(self, atoms: Atoms) -> None:
-        """Take the next frame; those without energy and forces are of no use."""
-        results = labels_of(atoms)
-        if "energy" not in results or "forces" not in results or len(atoms) < 2:
+    def offer(self, given: Labelled | None) -> None:
+        """Take the next frame; None is of no use."""
+        if given is None:
             return
         self._offered += 1
         if len(self._rows) >= ENOUGH and self._offered % THIN > 1:
             return
-        charge, spin = atoms.info.get("charge", 0), atoms.info.get("spin", 0)
-        key = (atoms.numbers.tobytes(), atoms.pbc.tobytes(), charge, spin)
-        frame = _take(atoms)
+        key = (given.numbers.tobytes(), given.pbc.tobytes(), given.charge, given.spin)
+        frame = _take(given)
         recent = self._recent.pop(key, deque(maxlen=RECENT))
-        periodic = atoms.pbc
-        if recent and (row := _nearest(list(recent), frame, periodic)) is not None:
+        if recent and (row := _nearest(list(recent), frame, given.pbc)) is not None:
             self._rows.append(row)
         recent.append(frame)
         self._recent[key] = recent
@@ -89,20 +115,18 @@ class PairFinder:
         return np.array(self._rows, dtype=PAIR)
 
 
-def _take(atoms: Atoms) -> _Frame:
-    results = labels_of(atoms)
-    cell, periodic = np.array(atoms.cell.array), atoms.pbc
+def _take(given: Labelled) -> _Frame:
+    cell, periodic = np.array(given.cell), given.pbc
     if periodic.any():
         if not periodic.all():
-            cell = np.array(atoms.cell.complete().array)
-        positions = np.linalg.solve(cell.T, atoms.positions.T).T
+            cell = np.array(Cell(given.cell).complete().array)
+        positions: NDArray[Any] = np.linalg.solve(cell.T, given.positions.T).T
     else:
-        positions = atoms.positions - atoms.positions.mean(axis=0)
-    stress = voigt_6_to_full_3x3_stress(results["stress"]) if "stress" in results else None
+        positions = given.positions - given.positions.mean(axis=0)
     return _Frame(
-        energy=results["energy"],
-        forces=results["forces"],
-        stress=stress,
+        energy=given.energy,
+        forces=given.forces,
+        stress=None if given.stress is None else voigt_6_to_full_3x3_stress(given.stress),
         positions=positions,
         cell=cell,
         volume=abs(float(np.linalg.det(cell))) if periodic.all() else np.nan,

@@ -43,7 +43,12 @@ def frames_in(path: Path, format: str = "auto", **options: Any) -> Iterator[Insp
         return
     reading = {name: value for name, value in options.items() if name != "keep_info"}
     store = open_store(path, format=format, options=reading)
-    for index in range(len(store)):
+    yield from stored_frames(store, 0, len(store))
+
+
+def stored_frames(store: Store, begin: int, end: int) -> Iterator[Inspected]:
+    """Yield the frames of a store from one number up to another."""
+    for index in range(begin, end):
         atoms = _stored(store, index)
         yield Inspected(RawFrame.from_atoms(atoms), atoms)
 

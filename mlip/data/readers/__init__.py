@@ -21,6 +21,7 @@ from mlip.data.readers.blocks import canonical_frames
 from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer
 from mlip.data.readers.extxyz import read_extxyz
+from mlip.data.readers.extxyz_parts import split_extxyz
 from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.materials import split_materials
 from mlip.data.readers.matpes import read_matpes
@@ -46,11 +47,13 @@ __all__ = [
     "Frames",
     "Inspected",
     "LabelKeys",
+    "Noticed",
     "Piece",
     "ReadOptions",
     "describe_keys",
     "expand_paths",
     "inspect_frames",
+    "inspect_piece",
     "read_frames",
     "read_natoms",
     "read_structures",
@@ -73,16 +76,19 @@ _READERS: Final[dict[str, Reader]] = {
     "vasp": lambda path, _: read_with_ase(path, "vasp"),
     "cif": lambda path, _: read_with_ase(path, "cif"),
 }
-Span = tuple[int, int]
+Span = tuple[int, ...]
 # Formats whose files may be too large for one process: how to cut and to read them.
-_SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span, int]]], int]]] = {
+_SPLIT: Final[dict[str, tuple[Callable[[Path, int], Iterator[tuple[Span | None, int]]], int]]] = {
     "aselmdb": (split_aselmdb, 50_000),  # rows
+    "extxyz": (split_extxyz, 64 * 1024**2),  # bytes
     "mptrj": (split_materials, 256 * 1024**2),  # bytes
 }
-_PARTS: Final[dict[str, Callable[[Path, Span], Iterator[RawFrame]]]] = {
-    "aselmdb": read_aselmdb,
-    "mptrj": read_mptrj,
+_PARTS: Final[dict[str, Callable[[Path, Any, ReadOptions], Iterator[RawFrame]]]] = {
+    "aselmdb": lambda path, span, o: read_aselmdb(path, span, keep_all=o.keep_info),
+    "extxyz": lambda path, span, _: read_extxyz(path, span),
+    "mptrj": lambda path, span, _: read_mptrj(path, span),
 }
+_FIRST: Final = {"aselmdb": 0, "extxyz": 2}  # which number of a span is that of the first frame
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
 _OWN_UNITS: Final[dict[str, tuple[str, str]]] = {
     "mptrj": ("kbar", "vasp"),
@@ -157,10 +163,23 @@ def inspect_frames(file: Path, format: str = "auto", **options: Any) -> Iterator
         DataError: the bytes cannot be followed any further; what is behind stays unread.
         ConfigError: an option or the format is unknown.
     """
+    kind = _checked_kind(file, format, ReadOptions.parse(options))
+    yield from inspect_piece(Piece(file, kind, file.stat().st_size), **options)
+
+
+def inspect_piece(
+    piece: Piece, noticed: Noticed | None = None, **options: Any
+) -> Iterator[Inspected]:
+    """Do for a part of a file what `inspect_frames` does.
+
+    Args:
+        piece: what to read.
+        noticed: what earlier pieces of the file showed, and in the end this one, too.
+        **options: as of `read_structures`.
+    """
     parsed = ReadOptions.parse(options)
-    kind = _checked_kind(file, format, parsed)
-    canonical = Canonicalizer(file, _units_left(kind, parsed))
-    for index, frame in enumerate(_READERS[kind](file, parsed)):
+    canonical = _canonicalizer(piece, parsed, noticed)
+    for index, frame in enumerate(_raw_frames(piece, parsed), start=piece.first or 0):
         try:
             meaning: Atoms | DataError = canonical(frame, index)
         except DataError as error:
@@ -184,16 +203,43 @@ class Piece:
     size: int
     span: Span | None = None
 
+    @property
+    def first(self) -> int | None:
+        """Number in the file of the first frame; None if nobody has counted those before it."""
+        if self.span is None or self.span[0] == 0:
+            return 0
+        return self.span[_FIRST[self.kind]] if self.kind in _FIRST else None
+
     def frame(self, index: int) -> str:
         """Say which frame of the file the frame `index` of this piece is, for messages."""
-        begin = self.span[0] if self.span else 0
-        if begin and self.kind == "mptrj":
-            return f"{self.path}, frame {index} after byte {begin}"
-        return f"{self.path}, frame {begin + index}"
+        if self.first is None and self.span:
+            return f"{self.path}, frame {index} after byte {self.span[0]}"
+        return f"{self.path}, frame {(self.first or 0) + index}"
 
 
-def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[Piece]:
+@dataclass(slots=True)
+class Noticed:
+    """What holds for all frames of a file, as far as they have been read.
+
+    Attributes:
+        keys: under which key each label is; a frame that has one under another key is refused.
+        left_out: what was left out of their labels, and in how many frames.
+    """
+
+    keys: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def split_files(
+    files: Iterable[Path], format: str, *, finer: int = 1, **options: Any
+) -> Iterator[Piece]:
     """Yield files, or parts of large ones that can be read at the same time, in their order.
+
+    Args:
+        files: what to cut.
+        format: of the files, or `auto`.
+        finer: how many times smaller than usual parts are to be.
+        **options: as of `read_structures`.
 
     Raises:
         DataError: a file cannot be read.
@@ -204,20 +250,20 @@ def split_files(files: Iterable[Path], format: str, **options: Any) -> Iterator[
         kind = _checked_kind(file, format, parsed)
         if kind in _SPLIT and file.suffix not in COMPRESSED:
             split, size = _SPLIT[kind]
-            yield from (Piece(file, kind, share, span) for span, share in split(file, size))
+            yield from (
+                Piece(file, kind, share, span) for span, share in split(file, max(1, size // finer))
+            )
         else:
             yield Piece(file, kind, file.stat().st_size)
 
 
-def read_frames(
-    piece: Piece, found: dict[str, str] | None = None, **options: Any
-) -> Iterator[Frame]:
+def read_frames(piece: Piece, noticed: Noticed | None = None, **options: Any) -> Iterator[Frame]:
     """Read canonical frames as arrays: what `read_structures` gives, several times faster.
 
     Args:
         piece: what to read.
-        found: is told under which key each label was found, {label: key}; all pieces of a file must
-            agree, as its frames must.
+        noticed: what earlier pieces of the file showed, and when all frames have been read this
+            one, too; who gives it says it, else it is said here.
         **options: as of `read_structures`.
 
     Raises:
@@ -225,16 +271,23 @@ def read_frames(
         ConfigError: an option is unknown.
     """
     parsed = ReadOptions.parse(options)
-    canonical = Canonicalizer(piece.path, _units_left(piece.kind, parsed))
+    canonical = _canonicalizer(piece, parsed, noticed)
+    yield from canonical_frames(canonical, _raw_frames(piece, parsed), piece.first or 0)
+    if noticed is None:
+        canonical.finish()
+
+
+def _canonicalizer(piece: Piece, options: ReadOptions, noticed: Noticed | None) -> Canonicalizer:
+    canonical = Canonicalizer(piece.path, _units_left(piece.kind, options))
+    if noticed is not None:
+        canonical.keys, canonical.left_out = noticed.keys, noticed.left_out
+    return canonical
+
+
+def _raw_frames(piece: Piece, options: ReadOptions) -> Iterator[RawFrame]:
     if piece.span is None:
-        frames = _READERS[piece.kind](piece.path, parsed)
-    else:
-        frames = _PARTS[piece.kind](piece.path, piece.span)
-    first = piece.span[0] if piece.span and piece.kind == "aselmdb" else 0
-    yield from canonical_frames(canonical, frames, first)
-    canonical.finish()
-    if found is not None:
-        found.update(canonical.keys)
+        return _READERS[piece.kind](piece.path, options)
+    return _PARTS[piece.kind](piece.path, piece.span, options)
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:

@@ -81,7 +81,7 @@ class Canonicalizer:
         self._searched = {label: _searched(names, label) for label, names in explicit.items()}
         self._explicit = {label for label, names in explicit.items() if names}
         self.keys: dict[str, str] = {}  # where each label was found
-        self._left_out: dict[str, int] = {}
+        self.left_out: dict[str, int] = {}  # of labels, in how many frames
         self.count = 0  # frames so far
 
     def __call__(self, frame: RawFrame, index: int) -> Atoms:
@@ -121,8 +121,8 @@ class Canonicalizer:
 
     def finish(self) -> None:
         """Say once what was left out of this file's labels, with counts."""
-        for what, count in self._left_out.items():
-            warnings.warn(f"{self.path}: {what} in {count} of {self.count} frames", stacklevel=3)
+        for message in left_out_words(self.path, self.left_out, self.count):
+            warnings.warn(message, stacklevel=3)
 
     # --- geometry -------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class Canonicalizer:
         return np.array([xx, yy, zz, 0.5 * (yz + zy), 0.5 * (xz + zx), 0.5 * (xy + yx)])
 
     def _leave_out(self, what: str) -> None:
-        self._left_out[what] = self._left_out.get(what, 0) + 1
+        self.left_out[what] = self.left_out.get(what, 0) + 1
 
     # --- ids, charge, weights -------------------------------------------------------------------
 
@@ -361,6 +361,11 @@ class Canonicalizer:
             if name in all_properties and name not in SEARCH:
                 results.setdefault(name, value)
         atoms.set_constraint(frame.constraints)
+
+
+def left_out_words(path: Path | str, left_out: Mapping[str, int], frames: int) -> list[str]:
+    """Say what was left out of the labels of a file, and in how many of its frames."""
+    return [f"{path}: {what} in {count} of {frames} frames" for what, count in left_out.items()]
 
 
 def _searched(explicit: tuple[str, ...], label: str) -> list[tuple[str, str, bool]]:

@@ -43,26 +43,39 @@ _NUMBER_STARTS: Final = tuple("+-.0123456789nNiI ")  # nan, inf
 Layout = list[tuple[str, str, int]]  # name, type letter, columns
 
 
-def read_extxyz(path: Path) -> Iterator[RawFrame]:
+def read_extxyz(path: Path, part: tuple[int, int, int] | None = None) -> Iterator[RawFrame]:
     """Yield the frames of an extxyz file.
+
+    Args:
+        path: the file.
+        part: first byte, the one after the last and number of the first frame, as `split_extxyz`
+            gives them; default all.
 
     Raises:
         DataError: it holds no frame, or a line cannot be understood.
         CorruptDataError: the last frame is cut short.
     """
+    begin, end, first = part or (0, None, 0)
     with open_bytes(path) as stream:
-        empty = True
-        for frame in _frames(path, stream):
-            empty = False
+        if begin:
+            stream.seek(begin)
+        index = first
+        for frame in _frames(path, stream, first, end):
+            index += 1
             yield frame
-        if empty:
+        if index == first:
             raise DataError(f"{path}: the file is empty; expected at least one frame")
+        if end is not None and stream.tell() != end:
+            raise CorruptDataError(
+                f"{path}: frame {index - 1}: ends at byte {stream.tell()}, not at byte {end} as "
+                "when frames were counted; the file changes while it is read, try again later"
+            )
 
 
-def _frames(path: Path, stream: BinaryIO) -> Iterator[RawFrame]:
-    index = 0
+def _frames(path: Path, stream: BinaryIO, index: int, end: int | None) -> Iterator[RawFrame]:
+    """Yield the frames that begin before byte `end`, of which the first has number `index`."""
     layouts: dict[str, Layout] = {}
-    while line := stream.readline(MAX_LINE):
+    while (end is None or stream.tell() < end) and (line := stream.readline(MAX_LINE)):
         if not (head := line.strip()):
             continue  # a blank line between frames loses nothing
         place = f"{path}: frame {index}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mlip.data.processes import count_done, first_failure, workers
+from mlip.data.readers import Noticed, read_frames
+from mlip.data.readers.canonical import left_out_words
 from mlip.data.store.conversion import Conversion
 from mlip.data.store.jobs import Job, finished_shards, run_job
 from mlip.data.store.layout import MANIFEST, SHARDS, make_manifest, write_json
@@ -124,6 +124,7 @@ def _merge(plan: Conversion, names: Sequence[str]) -> None:
             "the parts that were interrupted again, then merge"
         )
     _check_keys(plan, shards)
+    _repeat(list(_left_out(plan, shards)))
     shards = _with_first_frames([s for s in shards if s["structures"]])
     if not shards:
         raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
@@ -136,17 +137,41 @@ def _merge(plan: Conversion, names: Sequence[str]) -> None:
 
 def _check_keys(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a file whose parts have a label under different keys."""
-    known: dict[tuple[int, str], str] = {}
+    known: dict[int, dict[str, str]] = {}
     for shard in shards:
         if (source := shard["part_of"]) is None:
             continue  # whole files were checked when they were read
-        for label, key in shard["keys"].items():
-            if known.setdefault((source, label), key) != key:
-                raise DataError(
-                    f"{plan.all_sources[source]['path']}: its {label} is under {key!r} in some "
-                    f"frames and under {known[source, label]!r} in others; two keys often mean two "
-                    f"levels of theory; name one with data.keys.{label}, or make the file uniform"
-                )
+        before = known.setdefault(source, {})
+        keys = shard.get("keys", {})
+        if differing := [label for label in keys if before.get(label, keys[label]) != keys[label]]:
+            _name_frame(plan, shard, before)
+            raise DataError(
+                f"{plan.all_sources[source]['path']}: has changed since it was read: in one of its "
+                f"parts the key of {differing[0]} is another now; remove {plan.folder} and convert "
+                "again"
+            )
+        before |= keys
+
+
+def _name_frame(plan: Conversion, shard: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """Read a part again, knowing the keys of earlier ones: the reader names frame and keys."""
+    name = shard["name"].rpartition("-")[0]
+    for job in plan.jobs():
+        if job.name == name:
+            for _ in read_frames(job.pieces[0], Noticed(dict(known)), **plan.reading):
+                pass
+
+
+def _left_out(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each divided file what was left out of its labels, as of one read as a whole."""
+    own = [s for s in shards if s["part_of"] is not None and int(s["name"][:3]) == plan.generation]
+    for source in dict.fromkeys(s["part_of"] for s in own):
+        parts = [s for s in own if s["part_of"] == source]
+        total: Counter[str] = Counter()
+        for part in parts:
+            total.update(part.get("left_out", {}))
+        frames = sum(part["structures"] for part in parts)
+        yield from left_out_words(plan.all_sources[source]["path"], total, frames)
 
 
 def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,39 +190,19 @@ def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
     return out
 
 
-_frames: Any = None  # frames read by all workers, in each worker
-
-
-def _start_worker(frames: Any) -> None:
-    global _frames
-    _frames = frames
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Leave no worker behind when the conversion is killed."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _add_frames(n: int) -> None:
-    with _frames.get_lock():
-        _frames.value += n
-
-
 def _work(folder: Path, job: Job, options: Mapping[str, Any], in_place: bool) -> list[str]:
-    return run_job(folder, job, options, _add_frames, in_place)
+    return run_job(folder, job, options, count_done, in_place)
 
 
 def _run_pool(plan: Conversion, jobs: Iterator[Job], processes: int, progress: Progress) -> None:
     """Keep `processes` busy; jobs are planned only as they are needed."""
-    context = multiprocessing.get_context("spawn")
-    frames = context.Value("q", 0)
     seen = 0
-    running: dict[Future[list[str]], Job] = {}
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (frames,))
-    try:
+    running: dict[Future[list[str]], Job] = {}  # in the order of the files
+    killed = (
+        f"{plan.folder}: a process of the conversion was killed (out of memory?); give the "
+        "command again to go on, with fewer --processes"
+    )
+    with workers(processes, killed) as pool:
         while True:
             for job in islice(jobs, processes + 1 - len(running)):
                 work = pool.submit(_work, plan.folder, job, plan.reading, plan.in_place)
@@ -205,18 +210,13 @@ def _run_pool(plan: Conversion, jobs: Iterator[Job], processes: int, progress: P
             if not running:
                 return
             done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-            seen, before = frames.value, seen
+            seen, before = pool.done, seen
             progress.frames(seen - before)
+            if any(future.exception() for future in done):
+                first_failure(list(running))
             for future in done:
                 _repeat(future.result())
                 progress.bytes(running.pop(future).size)
-    except BrokenProcessPool:
-        raise DataError(
-            f"{plan.folder}: a process of the conversion was killed (out of memory?); give the "
-            "command again to go on, with fewer --processes"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _repeat(messages: Sequence[str]) -> None:

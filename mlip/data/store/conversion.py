@@ -21,6 +21,7 @@ from mlip.data.store.layout import (
 )
 from mlip.errors import ConfigError, DataError
 
+PLAN: Final = 2  # how files are cut into jobs; raise it when that changes: shards belong to a job
 ENDS: Final = 65536  # bytes at each end of a file that tell it from others
 
 
@@ -135,7 +136,7 @@ class Conversion:
         except FileNotFoundError:
             done = " (it is complete)" if (folder / MANIFEST).exists() else ""
             raise DataError(f"{folder}: no conversion is under way here{done}") from None
-        if saved.pop("version") != VERSION:
+        if (saved.pop("version"), saved.pop("plan", 1)) != (VERSION, PLAN):
             raise DataError(
                 f"{folder}: was begun by another version of mlip; remove it and convert again"
             )
@@ -147,7 +148,7 @@ class Conversion:
         saved = {
             k: getattr(self, k) for k in ("sources", "format", "reading", "generation", "in_place")
         }
-        write_json(self.folder / CONVERSION, {"version": VERSION, **saved})
+        write_json(self.folder / CONVERSION, {"version": VERSION, "plan": PLAN, **saved})
         (self.folder / SHARDS).mkdir(exist_ok=True)  # after it: a folder of shards says whose it is
 
     def forget(self) -> None:

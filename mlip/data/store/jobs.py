@@ -13,12 +13,12 @@ import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final
 
-from mlip.data.readers import Frame, Piece, read_frames, split_files
+from mlip.data.readers import Frame, Noticed, Piece, read_frames, split_files
 from mlip.data.store.layout import SHARD, SHARDS
 from mlip.data.store.writer import BUFFER, ShardWriter
 
@@ -129,11 +129,11 @@ def run_job(
         return []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        keys: dict[str, str] = {}
-        frames = _counted(_frames(job, options, keys), advance)
+        noticed = Noticed()
+        frames = _counted(_frames(job, options, noticed), advance)
         for _ in islice(frames, sum(shard["structures"] for shard in done)):
             pass  # read again, because labels are checked over all frames of a file
-        _write_shards(folder, job, len(done), frames, keys, in_place)
+        _write_shards(folder, job, len(done), frames, noticed, in_place)
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
@@ -142,7 +142,7 @@ def _write_shards(
     job: Job,
     number: int,
     frames: Iterator[tuple[Frame, int, int, Piece]],
-    keys: Mapping[str, str],
+    noticed: Noticed,
     in_place: bool,
 ) -> None:
     """Write shards `number` and on; each gets its name when it is on disk."""
@@ -157,7 +157,8 @@ def _write_shards(
                 for item in islice(frames, SHARD_ROWS):
                     writer.add(*item)
                 last = len(writer) < SHARD_ROWS
-                writer.finish(last=last, part_of=job.part_of, keys=keys)
+                told = asdict(noticed if last else Noticed())  # of the whole job, said once
+                writer.finish(last=last, part_of=job.part_of, **told)
             _publish(temporary, folder / SHARDS / name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -173,10 +174,12 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _frames(
-    job: Job, options: Mapping[str, Any], keys: dict[str, str]
+    job: Job, options: Mapping[str, Any], noticed: Noticed
 ) -> Iterator[tuple[Frame, int, int, Piece]]:
+    """Yield the frames of a job; what its part of a file shows is judged when all parts are."""
     for piece, source in zip(job.pieces, job.sources, strict=True):
-        for index, frame in enumerate(read_frames(piece, keys, **options)):
+        told = noticed if piece.span else None
+        for index, frame in enumerate(read_frames(piece, told, **options)):
             yield frame, source, index, piece
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mlip.data.processes import StartMethod
 from mlip.data.store.columns import JoinedColumn, ReadColumn
 from mlip.data.store.edges import edge_counts
 from mlip.data.store.layout import (
@@ -162,9 +163,11 @@ class Store:
         for k, places in zip(shards.tolist(), np.split(order, begin[1:]), strict=False):
             yield self._shards[k], places, indices[places] - int(self._first[k])
 
-    def edge_counts(self, cutoff: float) -> np.ndarray:
+    def edge_counts(
+        self, cutoff: float, processes: int = 1, start_method: StartMethod = "spawn"
+    ) -> np.ndarray:
         """Return the edges of every structure within a cutoff (Å), (structures,)."""
-        return edge_counts(self, cutoff)
+        return edge_counts(self, cutoff, processes, start_method)
 
     def where(self, index: int) -> str:
         """Say which frame of which file a structure is, for messages."""

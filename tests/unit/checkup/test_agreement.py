@@ -10,7 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from checkup_data import frames_of
 
 from mlip.data.checkup.agreement import slopes
-from mlip.data.checkup.pairs import ENOUGH, PAIR, THIN, PairFinder
+from mlip.data.checkup.pairs import ENOUGH, PAIR, THIN, PairFinder, labelled
 
 
 def computed(atoms):
@@ -26,7 +26,7 @@ def computed(atoms):
 def row(*frames):
     finder = PairFinder()
     for atoms in frames:
-        finder.offer(computed(atoms))
+        finder.offer(labelled(computed(atoms)))
     (found,) = finder.pairs()
     return found
 
@@ -97,7 +97,7 @@ def test_far_frames_are_no_neighbours():
         crystal(3, strain=0.2),
         bulk("Cu") * (2, 1, 1),
     ):
-        finder.offer(computed(atoms))
+        finder.offer(labelled(computed(atoms)))
     assert len(finder.pairs()) == 0
 
 
@@ -106,7 +106,7 @@ def test_jumps_of_the_energy_do_not_decide():
     finder = PairFinder()
     for number, atoms in enumerate(frames_of("crystals")):
         atoms.calc.results["energy"] += 5.0 if number % 6 == 0 else 0.0
-        finder.offer(atoms)
+        finder.offer(labelled(atoms))
     forces, stress, _ = slopes(finder.pairs())
     assert forces.right
     assert stress.right
@@ -133,7 +133,7 @@ def test_slopes_are_recovered_beside_outliers(factor):
 def test_what_cannot_be_told_says_why():
     still = PairFinder()
     for seed in range(8):
-        still.offer(computed(crystal(seed)))
+        still.offer(labelled(computed(crystal(seed))))
     forces, stress, _ = slopes(still.pairs())
     assert forces.right
     assert (stress.right, stress.reason) == (None, "volumes hardly move between frames")
@@ -158,5 +158,5 @@ def test_long_files_are_sampled(monkeypatch):
     finder = PairFinder()
     frame = [computed(crystal(seed)) for seed in range(4)]
     for number in range(20 + 10 * THIN):
-        finder.offer(frame[number % 4])
+        finder.offer(labelled(frame[number % 4]))
     assert 20 < len(finder.pairs()) < 20 + 4 * THIN < ENOUGH

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from mlip.data.batching import Budget, GraphLoader, collate_indices
-from mlip.data.store import Store, open_store
+from mlip.data.store import Store, edges, open_store
 from mlip.errors import ConfigError, DataError
 from mlip.training.run import train
 
@@ -116,6 +118,72 @@ def test_edges_are_counted_once_and_kept(store, monkeypatch):
     np.testing.assert_array_equal(Store(store.folder).edge_counts(4.0), counts)
     with pytest.raises(TypeError):
         store.edge_counts(3.0)
+
+
+@pytest.mark.parametrize(
+    ("processes", "method", "stretch"),
+    [(1, "spawn", 7), (2, "fork", 7), (3, "fork", 7), (3, "fork", 20), (2, "spawn", 39)],
+)
+def test_the_number_of_processes_that_count_edges_changes_nothing(
+    store, monkeypatch, processes, method, stretch
+):
+    counts = store.edge_counts(4.0)
+    (path,) = store.folder.glob("edges-4-*.bin")
+    content = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(edges, "STRETCH", stretch)
+    np.testing.assert_array_equal(store.edge_counts(4.0, processes, method), counts)
+    assert path.read_bytes() == content
+
+
+def test_a_budget_of_edges_is_counted_by_the_workers_of_the_loader(store, monkeypatch):
+    budget = Budget(None, max_edges=600)
+    expected = list(loader(store, budget=budget))
+    for path in store.folder.glob("edges-*.bin"):
+        path.unlink()
+    monkeypatch.setattr(edges, "STRETCH", 7)
+    counting = []
+    count = edges._count
+
+    def here(*arguments):
+        counting.append(arguments)
+        return count(*arguments)
+
+    monkeypatch.setattr(edges, "_count", here)
+    assert_equal(list(loader(store, budget=budget, num_workers=2)), expected)
+    assert not counting, "this process counts nothing"
+    for path in store.folder.glob("edges-*.bin"):
+        path.unlink()
+    assert_equal(list(loader(store, budget=budget)), expected)
+    assert len(counting) == 6
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_structure_whose_edges_cannot_be_counted_is_named(store, monkeypatch, processes):
+    """Of two, the first, and nothing is kept."""
+    find, bad = edges.neighbor_list, [store.arrays(k)["positions"].tobytes() for k in (17, 23)]
+
+    def refusing(positions, *more):
+        if positions.tobytes() in bad:
+            raise DataError("there is no list")
+        return find(positions, *more)
+
+    monkeypatch.setattr(edges, "STRETCH", 5)
+    monkeypatch.setattr(edges, "neighbor_list", refusing)
+    with pytest.raises(DataError, match=r"x\.extxyz, frame 17: there is no list"):
+        store.edge_counts(4.0, processes, "fork")
+    assert not list(store.folder.glob("edges-*"))
+
+
+def test_a_process_that_is_killed_while_it_counts_edges(store, monkeypatch):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(edges, "STRETCH", 5)
+    monkeypatch.setattr(edges, "neighbor_list", killed)
+    with pytest.raises(DataError, match=r"counted edges was killed.*data\.num_workers"):
+        store.edge_counts(4.0, 2, "fork")
+    assert not list(store.folder.glob("edges-*"))
 
 
 def test_repeats_are_what_the_loader_gives(store):

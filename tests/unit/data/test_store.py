@@ -444,7 +444,7 @@ def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypa
             txn.put(b"%d" % k, zlib.compress(json.dumps(one).encode()))
         txn.put(b"nextid", zlib.compress(b"9"))
     monkeypatch.setitem(readers._SPLIT, "aselmdb", (split_aselmdb, 4))
-    with pytest.raises(DataError, match=r"'REF_energy' in some frames and under 'energy'"):
+    with pytest.raises(DataError, match=r"frame 4: its energy is under 'REF_energy', that of ear"):
         build(tmp_path / "s", [path])
     build(tmp_path / "t", [path], options={"keys": {"energy": "energy"}})
     assert Store(tmp_path / "t").column("energy").tolist() == [-1.0] * 8
