@@ -15,7 +15,6 @@ Letters: N atoms, E edges, D width of a token, H heads of D/H = 2 F channels, K 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,19 +213,17 @@ class NeighbourAttention(_Heads):
             context.source, context.within, context.envelope, context.features, context.cos,
             context.sin,
         )  # fmt: skip
-        shared: Sequence[Tensor] = (k, v, self.filter.weight, self.bias.weight, self.null)
-        pieces: Iterator[Sequence[Tensor]] = zip(
+        shared = (k, v, self.filter.weight, self.bias.weight, self.null)
+        pieces = zip(
             *(x.split(context.atoms) for x in of_atoms),
             *(x.split(context.edges) for x in of_edges),
             strict=True,
         )
-        mixed = torch.cat(
-            [
-                _mixed(*piece, *shared) if k < KEPT else recomputed(_mixed, *piece, *shared)
-                for k, piece in enumerate(pieces)
-            ]
-        )
-        return self.out(self.gain * mixed.flatten(1))
+        mixed = [
+            _mixed(*arguments) if k < KEPT else recomputed(_mixed, *arguments)
+            for k, arguments in enumerate([*piece, *shared] for piece in pieces)
+        ]
+        return self.out(self.gain * torch.cat(mixed).flatten(1))
 
 
 def _mixed(

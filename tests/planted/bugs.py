@@ -570,8 +570,8 @@ ATTENDING = (
     Bug(
         "all of attention is kept for the backward pass",
         ATTENTION,
-        "if k < KEPT else recomputed(_mixed, *piece, *shared)",
-        "if k < KEPT else _mixed(*piece, *shared)",
+        "if k < KEPT else recomputed(_mixed, *arguments)",
+        "if k < KEPT else _mixed(*arguments)",
         (f"{TRANSIP}::test_training_keeps_the_arguments_of_neighbourhoods",),
     ),
     Bug(
