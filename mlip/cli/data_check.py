@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mlip.cli.reading import METAVAR, WORDS
+from mlip.cli.reading import METAVAR, WORDS, add_processes, processes_of
 
 EPILOG = f"""examples:
   mlip data check my.extxyz
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--expect-frames", type=int, metavar="N", help="how many there must be in all files"
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="readers at a time")
+    add_processes(parser)
     parser.add_argument("--strict", action="store_true", help="warnings fail, too")
     parser.set_defaults(run=run)
 
@@ -51,10 +51,8 @@ def run(args: argparse.Namespace) -> int:
     files, options = split_words(args.data)
     if args.plot and Path(args.plot).suffix.lower() != ".png":
         raise ConfigError(f"{args.plot}: the page is drawn as PNG; name it .png")
-    if args.processes < 1:
-        raise ConfigError(f"--processes {args.processes} must be 1 or more")
     form = options.pop("format", "auto")
-    more = {"expected": args.expect_frames, "processes": args.processes}
+    more = {"expected": args.expect_frames, "processes": processes_of(args)}
     examination = examine(files, form, **more, **options)
     print(text(examination), end="")
     if args.json:

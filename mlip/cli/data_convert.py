@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mlip.cli.reading import METAVAR, WORDS
+from mlip.cli.reading import METAVAR, WORDS, add_processes, processes_of
 
 EPILOG = f"""examples:
   mlip data convert mptrj.json stores/mptrj --processes 8
@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", nargs="+", metavar=f"{METAVAR} ... STORE")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="readers at a time")
+    add_processes(parser)
     parser.add_argument(
         "--in-place",
         action="store_true",
@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("--merge takes the store alone: mlip data convert STORE --merge")
         merge(folder)
         return _report(folder, args.expect_frames)
-    if args.processes < 1:
-        raise ConfigError(f"--processes {args.processes} must be 1 or more")
+    processes = processes_of(args)
     if not files:
         raise ConfigError(f"{out} stands alone; expected files and then the store to write")
     format = options.pop("format", "auto")
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         expand_paths(files, format),
         format=format,
         options=options,
-        processes=args.processes,
+        processes=processes,
         part=part,
         append=args.append,
         in_place=args.in_place,

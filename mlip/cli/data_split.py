@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mlip.cli.reading import METAVAR, WORDS
+from mlip.cli.reading import METAVAR, WORDS, add_processes, processes_of
 
 EPILOG = f"""examples:
   mlip data split my.extxyz --out-dir parts --val 0.1 --test 0.1
@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
         "there are groups, else random)",
     )
     parser.add_argument("--seed", type=int, default=0)
+    add_processes(parser)
     parser.add_argument("--force", action="store_true", help="overwrite an earlier split")
     parser.set_defaults(run=run)
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         by=args.by,
         seed=args.seed,
         force=args.force,
+        processes=processes_of(args),
         format=options.pop("format", "auto"),
         **options,
     )

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from mlip.cli.reading import METAVAR, WORDS
+from mlip.cli.reading import METAVAR, WORDS, add_processes, processes_of
 
 EPILOG = f"""examples:
   mlip data stats my.extxyz
@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", nargs="+", metavar=METAVAR)
+    add_processes(parser)
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.set_defaults(run=run)
 
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from mlip.errors import CorruptDataError
 
     files, options = split_words(args.data)
-    census = take_census(files, options.pop("format", "auto"), **options)
+    form = options.pop("format", "auto")
+    census = take_census(files, form, processes=processes_of(args), **options)
     for file, why in census.unread.items():
         raise CorruptDataError(f"{file}: {why}")
     summaries = [summarize(census, number) for number in range(len(census.parts))]

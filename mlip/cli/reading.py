@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,3 +33,21 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     if not files:
         raise ConfigError("there is no file to read")
     return files, options
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Register the option that says how many processes read."""
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="readers at a time")
+
+
+def processes_of(args: argparse.Namespace) -> int:
+    """Return how many processes are to read.
+
+    Raises:
+        ConfigError: less than one.
+    """
+    from mlip.errors import ConfigError
+
+    if args.processes < 1:
+        raise ConfigError(f"--processes {args.processes} must be 1 or more")
+    return args.processes

@@ -66,6 +66,7 @@ def partition(
     by: str | None = None,
     seed: int = 0,
     force: bool = False,
+    processes: int = 1,
     format: str = "auto",
     **options: Any,
 ) -> Partition:
@@ -83,6 +84,7 @@ def partition(
             there are groups, else `random`.
         seed: of the shuffle.
         force: overwrite an earlier split.
+        processes: how many read at the same time; one writes.
         format: of the files.
         **options: of the reader.
 
@@ -95,7 +97,7 @@ def partition(
     wanted = ["train", *(p for p, share in (("val", val), ("test", test)) if share > 0)]
     targets = {part: Path(out_dir) / f"{part}.extxyz" for part in wanted}
     _refuse_overwriting(Path(out_dir), targets, force=force)
-    census = take_census(paths, format, **options)
+    census = take_census(paths, format, processes=processes, **options)
     _refuse_unusable(census)
     by = by or ("group" if (census.frames["group"] >= 0).any() else "random")
     sets = kept_together(census, by)

@@ -140,6 +140,22 @@ def test_stats_of_a_cut_file_are_refused(metals, capsys):
     assert "cut short" in error
 
 
+def test_stats_and_split_by_several_processes(tmp_path, capsys):
+    """What one process finds and writes."""
+    found = {}
+    for n in (1, 2):
+        parts = tmp_path / str(n)
+        code, out, _ = run(capsys, "stats", SETS["molecules"], "--json", "--processes", n)
+        assert code == 0
+        words = ["split", SETS["molecules"], "--out-dir", parts, "--processes", n]
+        assert run(capsys, *words)[0] == 0
+        found[n] = out, {path.name: path.read_text() for path in parts.iterdir()}
+    assert found[1] == found[2]
+    for command in (["stats", SETS["molecules"]], [*words[:-2], "--force"]):
+        code, _, error = run(capsys, *command, "--processes", 0)
+        assert (code, "--processes 0 must be 1 or more" in error) == (2, True)
+
+
 def test_split_and_train_on_the_parts(metals, tmp_path, capsys):
     parts = tmp_path / "parts"
     words = ["split", metals, "--out-dir", parts, "--val", "0.2", "--by", "random"]
