@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.errors import ConfigError, DataError
 from mlip.graph import Arrays, AtomGraph, structure_arrays
+from mlip.models.compiled import compile_potential
 from mlip.models.potential import Potential, Prediction, check_species
 from mlip.potential_file import load_potential, resolve_device, resolve_dtype
 from mlip.symmetry import group_averaged, rotation_group
@@ -54,6 +55,7 @@ class MLIPCalculator(Calculator):
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
         rotations: int = 1,
+        compile: bool = False,
         stress_weight: float | None = None,
         **unknown: Any,
     ) -> None:
@@ -67,18 +69,20 @@ class MLIPCalculator(Calculator):
             dtype: "float64" for phonons and tight relaxations; None keeps the trained one.
             rotations: order K of the group to average over: 1 (off), 12 (tetrahedral), 24
                 (octahedral) or 60 (icosahedral); costs K times as much.
+            compile: whether to compile the potential when it is first called: minutes, or seconds
+                once it is in the cache, for shorter calls from then on (dynamics, many structures).
             stress_weight: ignored; stress is in eV/Å³ always.
             **unknown: refused.
 
         Raises:
-            ConfigError: an unknown keyword, no potential, no such head, none chosen of several, or
-                no group of that order.
+            ConfigError: an unknown keyword, no potential, no such head, none chosen of several, no
+                group of that order, or `compile` for what cannot be compiled.
         """
         super().__init__()
         if unknown:
             raise ConfigError(
                 f"MLIPCalculator has no option {', '.join(map(repr, unknown))}; it has potential, "
-                "head, device, dtype and rotations"
+                "head, device, dtype, rotations and compile"
             )
         if potential is not None and checkpoint is not None:
             raise ConfigError("potential and checkpoint are two names of one option; give one")
@@ -93,6 +97,8 @@ class MLIPCalculator(Calculator):
             load_potential(m, device, dtype) if isinstance(m, str | Path) else self._own(m, dtype)
             for m in members
         ]
+        if compile:
+            self.potentials = [compile_potential(p) for p in self.potentials]
         self._heads = [p.head_index(head) for p in self.potentials]
         known = {p.species_of(k) for p, k in zip(self.potentials, self._heads, strict=True)}
         if len(known) > 1:

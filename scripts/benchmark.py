@@ -1,6 +1,6 @@
-"""Time models on one thread: calls and training steps, edge blocks, objectives, relaxations, lists.
+"""Time models on one thread: calls, training steps, edge blocks, objectives, relaxations, lists.
 
-Six measurements; what they print is in data/results/ beside the command that gave it:
+Seven measurements; what they print is in data/results/ beside the command that gave it:
 
 - models (the default): one calculator call and one training step on crystals and a molecule;
 - edge-blocks: energy and forces of Facet-S with its edges in blocks of several sizes. Blocks of one
@@ -8,6 +8,7 @@ Six measurements; what they print is in data/results/ beside the command that ga
 - profile: where a call and a training step on silicon spend their time: the three functions of the
   compiled sums over neighbours in every layer, with the arithmetic that their shapes ask for, and
   all the rest;
+- compile: calls and training steps of compiled and plain potentials, and the seconds it took;
 - objectives: one training step (loss and gradients, no optimiser) of each objective on molecules;
 - relaxations: a step of a relaxation with the cell, of 16 crystals one after another and together;
 - neighbors: from arrays to a batch with its edges on `--device`, by vesin on the CPU and a copy,
@@ -30,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,6 +48,7 @@ from torch import nn
 from mlip.calculator import MLIPCalculator
 from mlip.data.readers import read_structures
 from mlip.graph import AtomGraph, collate, structure_arrays
+from mlip.models.compiled import compile_potential
 from mlip.models.kernels import compiler, neighbor_sum
 from mlip.models.paths import Paths
 from mlip.models.potential import Potential
@@ -124,18 +126,29 @@ def fastest(call: Callable[[], object], repeats: int) -> float:
     return min(times[0] for times in milliseconds({"": call}, repeats))
 
 
+def forces(potential: Potential, graph: AtomGraph) -> torch.Tensor:
+    """Call it."""
+    with torch.no_grad():
+        return potential(graph).forces
+
+
+def training_step(potential: Potential, graph: AtomGraph) -> torch.Tensor:
+    """Return the forces after a step without optimiser."""
+    out = potential(graph)
+    (out.forces.square().mean() + out.energy.square().mean()).backward()
+    return out.forces.detach()
+
+
+WORK = {"call": forces, "training step": training_step}
+
+
 def measure_models(models: list[str], repeats: int) -> Iterator[Row]:
     """Time one calculator call and one training step."""
     for name in models:
         for label, atoms in structures().items():
             potential = untrained(name, set(atoms.numbers.tolist()))
             graph = AtomGraph.from_atoms(atoms, potential.cutoff)
-
-            def step(potential: Potential = potential, graph: AtomGraph = graph) -> None:
-                out = potential(graph)
-                (out.forces.square().mean() + out.energy.square().mean()).backward()
-
-            training = fastest(step, repeats)
+            training = fastest(partial(training_step, potential, graph), repeats)
             moved = atoms.copy()
             moved.calc = MLIPCalculator(potential, device="cpu")
 
@@ -144,13 +157,11 @@ def measure_models(models: list[str], repeats: int) -> Iterator[Row]:
                 moved.get_forces()
 
             yield {
-                "model": name,
-                "structure": label,
-                "atoms": len(atoms),
+                "model": name, "structure": label, "atoms": len(atoms),
                 "edges": graph.edge_index.shape[1],
                 "calculator_ms": round(fastest(call, repeats), 2),
                 "training_step_ms": round(training, 2),
-            }
+            }  # fmt: skip
 
 
 def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
@@ -161,26 +172,24 @@ def measure_edge_blocks(models: list[str], repeats: int) -> Iterator[Row]:
             potential = untrained(name, {14}, cutoff=cutoff).freeze()
             graph = AtomGraph.from_atoms(atoms, cutoff)
 
-            def forces(
+            def blocked(
                 block: int, potential: Potential = potential, graph: AtomGraph = graph
             ) -> torch.Tensor:
                 plain = patch.dict(os.environ, MLIP_KERNELS="torch")
-                with plain, patch("mlip.models.edges.BLOCK", block), torch.no_grad():
-                    return potential(graph).forces
+                with plain, patch("mlip.models.edges.BLOCK", block):
+                    return forces(potential, graph)
 
-            calls = {str(block): lambda block=block: forces(block) for block in BLOCKS}
+            calls = {str(block): lambda block=block: blocked(block) for block in BLOCKS}
             for call in calls.values():  # single precision
-                torch.testing.assert_close(call(), forces(1), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(call(), blocked(1), rtol=1e-4, atol=1e-5)
             times = medians(calls, repeats)
             for block, value in times.items():
                 yield {
-                    "model": name,
-                    "structure": "si64",
+                    "model": name, "structure": "si64",
                     "neighbours": round(graph.edge_index.shape[1] / len(atoms), 1),
-                    "block": int(block),
-                    "forces_ms": round(value, 2),
+                    "block": int(block), "forces_ms": round(value, 2),
                     "faster_than_scatter": round(times["1"] / value, 2),
-                }
+                }  # fmt: skip
 
 
 def measure_profile(models: list[str], repeats: int) -> Iterator[Row]:
@@ -190,17 +199,8 @@ def measure_profile(models: list[str], repeats: int) -> Iterator[Row]:
         potential = untrained(name, {14})
         frozen = copy.deepcopy(potential).freeze()
         graph = AtomGraph.from_atoms(atoms, potential.cutoff)
-
-        def call(frozen: Potential = frozen, graph: AtomGraph = graph) -> None:
-            with torch.no_grad():
-                frozen(graph)
-
-        def step(potential: Potential = potential, graph: AtomGraph = graph) -> None:
-            out = potential(graph)
-            (out.forces.square().mean() + out.energy.square().mean()).backward()
-
-        for label, work in (("call", call), ("training step", step)):
-            total, parts = fastest_parts(work, repeats)
+        for (label, work), own in zip(WORK.items(), (frozen, potential), strict=True):
+            total, parts = fastest_parts(partial(work, own, graph), repeats)
             edges = graph.edge_index.shape[1]
             for (function, layer), ms in parts.items():
                 operations = edges * arithmetic(layer, function)
@@ -219,10 +219,10 @@ def measure_profile(models: list[str], repeats: int) -> Iterator[Row]:
 
 
 def fastest_parts(
-    work: Callable[[], None], repeats: int
+    work: Callable[[], object], repeats: int
 ) -> tuple[float, dict[tuple[str, Paths], float]]:
     """Return the shortest CPU time of `work`, ms, and what compiled functions took of it."""
-    run = neighbor_sum._Kernel.run
+    run = neighbor_sum.Kernel.run
     best: tuple[float, dict[tuple[str, Paths], float]] = (float("inf"), {})
     parts: dict[tuple[str, Paths], float] = {}
 
@@ -233,7 +233,7 @@ def fastest_parts(
         parts[key] = parts.get(key, 0.0) + 1e3 * (time.process_time() - start)
         return out
 
-    with patch.object(neighbor_sum._Kernel, "run", timed):
+    with patch.object(neighbor_sum.Kernel, "run", timed):
         for _ in range(repeats + 2):  # two to warm up
             parts.clear()
             start = time.process_time()
@@ -260,6 +260,32 @@ def arithmetic(layer: Paths, function: str) -> int:
             "backward_twice": 3 * couple + 14 * scale + 5 * product,
         }[function]
     return total
+
+
+def measure_compile(models: list[str], repeats: int) -> Iterator[Row]:
+    """Time calls and training steps of compiled and plain potentials in turns."""
+    every = {k: structures()[k] for k in ("si8", "ethanol9", "si64")}
+    species = {int(z) for atoms in every.values() for z in atoms.numbers}
+    for name, (of, work) in product(models, WORK.items()):
+        plain = untrained(name, species)
+        for parameter in plain.parameters():  # fresh ones give hardly any forces
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        if of == "call":
+            plain.freeze()
+        ours, seconds = compile_potential(copy.deepcopy(plain)), 0.0
+        for label, atoms in every.items():
+            graph = AtomGraph.from_atoms(atoms, plain.cutoff)
+            start = time.perf_counter()
+            found = work(ours, graph)
+            seconds = seconds or time.perf_counter() - start
+            torch.testing.assert_close(found, work(plain, graph), rtol=1e-4, atol=1e-4)
+            calls = {str(p is ours): partial(work, p, graph) for p in (plain, ours)}
+            slow, fast = medians(calls, repeats).values()
+            yield {
+                "model": name, "structure": label, "of": of, "plain_ms": round(slow, 2),
+                "compiled_ms": round(fast, 2), "faster": round(slow / fast, 2),
+                "compiling_s": round(seconds),
+            }  # fmt: skip
 
 
 def measure_objectives(models: list[str], repeats: int) -> Iterator[Row]:
@@ -378,6 +404,7 @@ def _sorted_edges(graph: AtomGraph) -> torch.Tensor:
 
 MEASURES = {  # with the models that are measured unless others are asked for
     "models": (measure_models, ["facet-xs", "facet-s"]),
+    "compile": (measure_compile, ["facet-s", "nequip-s"]),
     "profile": (measure_profile, ["facet-s", "nequip-s"]),
     "edge-blocks": (measure_edge_blocks, ["facet-s"]),
     "objectives": (measure_objectives, ["transip-tiny", "transip-s", "facet-s"]),

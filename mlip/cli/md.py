@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--compile", action="store_true", help="minutes first, faster steps then")
     parser.set_defaults(run=run)
 
 
@@ -58,7 +59,11 @@ def run(args: argparse.Namespace) -> int:
         if path.exists() and not args.force:
             raise ConfigError(f"{path} exists; give another --output or --force")
     calculator = MLIPCalculator(
-        args.potential, head=args.head, device=args.device, dtype=args.dtype
+        args.potential,
+        head=args.head,
+        device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
     )
     atoms = read_frame(args.input, calculator.species, args.frame).repeat(args.repeat)
     console = Console(file=sys.stderr)

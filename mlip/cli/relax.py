@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
+    parser.add_argument("--compile", action="store_true", help="minutes first, faster steps then")
     parser.set_defaults(run=run)
 
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from ase.io import write
 
     from mlip.atomic import atomic_write
+    from mlip.calculator import MLIPCalculator
     from mlip.cli.frame import read_frame
     from mlip.errors import ConfigError
     from mlip.relax import Relaxer
@@ -55,16 +57,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{out}: write one of {', '.join(FORMATS)}")
     if out.exists() and not args.force:
         raise ConfigError(f"{out} exists; give another name or --force")
-    relaxer = Relaxer(
+    calculator = MLIPCalculator(
         args.potential,
+        head=args.head,
+        device=args.device,
+        dtype=args.dtype,
+        compile=args.compile,
+    )
+    relaxer = Relaxer(
+        calculator,
         fmax=args.fmax,
         steps=args.steps,
         optimizer=args.optimizer,
         relax_cell=not args.no_cell,
         pressure_gpa=args.pressure,
-        head=args.head,
-        device=args.device,
-        dtype=args.dtype,
     )
     start = read_frame(source, relaxer.calculator.species, args.frame)
     result = relaxer.relax(start)

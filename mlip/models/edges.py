@@ -24,6 +24,7 @@ from mlip.models.kernels.layout import Coupling
 from mlip.models.kernels.neighbor_sum import fits, neighbor_sum
 from mlip.models.paths import Path, Paths
 from mlip.models.potential import Geometry
+from mlip.models.tracing import traced
 
 BLOCK = 16  # edges of one centre that are contracted together
 
@@ -62,13 +63,12 @@ class Edges:
             ValueError: edges (on a CPU) are not sorted by centre, or end at no atom.
         """
         j, i = geometry.edge_index
-        if i.device.type == "cpu":  # elsewhere looking would wait for the device
-            _check(j, i, geometry.atomic_numbers.shape[0])
+        n = geometry.atomic_numbers.shape[0]
+        if i.device.type == "cpu" and not traced():  # elsewhere looking would wait for the device
+            check_edges(geometry.edge_index, n)
         kernels = _kernels(i.device)
         block = BLOCK if kernels == "torch" else 1
-        n = geometry.atomic_numbers.shape[0]
-        counts = torch.bincount(i, minlength=n)
-        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        first = torch.searchsorted(i.contiguous(), torch.arange(n + 1, device=i.device))
         r = geometry.edge_lengths
         unit = geometry.edge_vectors / r[:, None]
         radial, harmonics = basis(r), spherical_harmonics(max_degree, unit)
@@ -76,7 +76,7 @@ class Edges:
             j, i = j.contiguous(), i.contiguous()
             return cls(1, kernels, first, j, i, radial, harmonics, n, coupling, {})
 
-        blocks = (counts + block - 1) // block
+        blocks = (first.diff() + block - 1) // block
         block_node = torch.repeat_interleave(blocks)
         slots = block_node.shape[0] * block
         first_slot = (blocks.cumsum(0) - blocks) * block
@@ -144,7 +144,13 @@ def _kernels(device: torch.device) -> str:
     return "compiled" if device.type == "cpu" and compiler.usable() else "torch"
 
 
-def _check(j: Tensor, i: Tensor, n: int) -> None:
+def check_edges(edge_index: Tensor, n: int) -> None:
+    """Expect edges that are sorted by centre and end at atoms 0 to n − 1.
+
+    Raises:
+        ValueError: they are not.
+    """
+    j, i = edge_index
     if not len(i):
         return
     if bool((i[1:] < i[:-1]).any()):

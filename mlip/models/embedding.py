@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlip.errors import DataError
 from mlip.models.potential import MAX_Z, Geometry
+from mlip.models.tracing import traced
 
 MAX_CHARGE, MAX_SPIN = 20, 30
 
@@ -51,7 +52,8 @@ class AtomEmbedding(nn.Module):
         if not self.charge_spin:
             return h
         charge, spin = geometry.charge, geometry.spin
-        _check_state(charge, spin)
+        if not traced():
+            check_state(charge, spin)
         state = (
             self.charge(charge + MAX_CHARGE)
             - self.charge.weight[MAX_CHARGE]
@@ -61,7 +63,12 @@ class AtomEmbedding(nn.Module):
         return h + state[geometry.batch]
 
 
-def _check_state(charge: Tensor, spin: Tensor) -> None:
+def check_state(charge: Tensor, spin: Tensor) -> None:
+    """Expect charges and multiplicities that there is a row for.
+
+    Raises:
+        DataError: one is outside; the message names it.
+    """
     outside = (charge.abs() > MAX_CHARGE) | (spin < 0) | (spin > MAX_SPIN)
     if outside.any():
         first = int(outside.nonzero()[0, 0])

@@ -223,7 +223,7 @@ class ProductUpdate(nn.Module):
         left = to_grid @ _components_first(self.left(x))  # (G, N·C)
         right = to_grid @ _components_first(self.right(x))
         scalars = F.silu(self.scalar(x[0]))  # (N, 1, C_0)
-        y = (from_grid @ (left * right)).view(len(from_grid), len(scalars), -1)
+        y = (from_grid @ (left * right)).view(from_grid.shape[0], scalars.shape[0], -1)
         y = y * (1.0 + self.gate(scalars[:, 0]))
         out = [v.transpose(0, 1) for v in y.split([2 * d + 1 for d in range(len(x))])]
         out[0] = torch.cat([out[0], scalars], dim=2)

@@ -13,7 +13,7 @@ Source: Knuth et al., Comput. Phys. Commun. 190, 33 (2015), doi:10.1016/j.cpc.20
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,43 +22,16 @@ from torch import Tensor, nn
 
 from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph
+from mlip.models.geometry import Geometry, NodeOutput, join
 
 MAX_Z = 118
-
-
-@dataclass(slots=True)
-class Geometry:
-    """What a model may see of a batch: N atoms, E edges, B graphs, all differentiable."""
-
-    atomic_numbers: Tensor  # (N,) int64
-    edge_index: Tensor  # (2, E) int64: row 0 the neighbour j, row 1 the centre i; sorted by i
-    edge_vectors: Tensor  # (E, 3) Å, from i to j
-    edge_lengths: Tensor  # (E,) Å
-    batch: Tensor  # (N,) int64
-    num_graphs: int
-    charge: Tensor  # (B,) int64, e
-    spin: Tensor  # (B,) int64, multiplicity; 0 = unknown
-    head: Tensor  # (B,) int64
-    pbc: Tensor  # (B, 3) bool
-    # (N, 3) Å, only if the model sets `needs_positions`; float64: subtract an origin, then cast
-    positions: Tensor | None = None
-    cell: Tensor | None = None  # (B, 3, 3) Å, likewise
-
-
-@dataclass(slots=True)
-class NodeOutput:
-    """What a model returns."""
-
-    energy: Tensor  # (N,) eV
-    features: Tensor | None = None  # (N, C) latent, for objectives
-    forces: Tensor | None = None  # (N, 3) eV/Å, from a direct head (then not conservative)
-    extras: dict[str, Tensor] = field(default_factory=dict)  # magmoms, charges, ...
 
 
 @runtime_checkable
 class EnergyModel(Protocol):
     """What an architecture must offer; optional: `needs_positions`, `conservative`,
-    `uses_charge_spin`, `accepts_periodic`, each False, True, False, True where absent.
+    `uses_charge_spin`, `accepts_periodic`, `traceable`, each False, True, False, True, True where
+    absent.
     """
 
     cutoff: float  # Å
@@ -120,6 +93,7 @@ class Potential(nn.Module):
         self._isolated: Tensor | None = None  # (heads, MAX_Z + 1) after `freeze`
         self.spec: Any = None  # the PotentialSpec it was built from, if it was
         self.metadata: dict[str, Any] = {}  # of the file it was loaded from, if it was
+        self.compiled: Any = None  # what `compile_potential` puts here; no module, never saved
 
     # -- what users and callers ask ------------------------------------------------------------
 
@@ -211,8 +185,13 @@ class Potential(nn.Module):
         differentiate = derivatives and self.conservative
         with torch.set_grad_enabled(create_graph or differentiate):
             geometry, leaves, strain = self._geometry(graph, differentiate)
-            output, interaction = self._interaction(geometry, len(graph.atomic_numbers))
-            grads = _gradient(interaction, leaves, create_graph) if differentiate else None
+            whole, alone = self._with_isolated(geometry)
+            if differentiate and self.compiled is not None and len(geometry.edge_vectors):
+                output, grads = self.compiled(self, whole, create_graph)
+                output, interaction = self._interaction(output, geometry, alone)
+            else:
+                output, interaction = self._interaction(self.energies(whole), geometry, alone)
+                grads = gradient(interaction, leaves, create_graph) if differentiate else None
         if not create_graph:
             interaction, output = interaction.detach(), _detached(output)
 
@@ -240,7 +219,7 @@ class Potential(nn.Module):
         """C of the latent features (N, C) that predictions carry, None if the model has none."""
         with torch.no_grad():
             one = torch.tensor(self.species[:1], device=self.device)
-            features = self.model(self._edgeless(one, torch.zeros_like(one))).features
+            features = self.model(self.edgeless(one, torch.zeros_like(one))).features
         return None if features is None else features.shape[1]
 
     def freeze(self) -> Potential:
@@ -254,7 +233,7 @@ class Potential(nn.Module):
         with torch.no_grad():
             table = torch.zeros(self.e0.shape, dtype=self.dtype, device=self.device)
             for head in range(len(table)):
-                alone = self._edgeless(known, torch.full_like(known, head))
+                alone = self.edgeless(known, torch.full_like(known, head))
                 table[head, known] = self.model(alone).energy
         self._isolated = table
         return self
@@ -299,27 +278,41 @@ class Potential(nn.Module):
         )
         return geometry, leaves, strain
 
-    def _interaction(self, geometry: Geometry, n: int) -> tuple[NodeOutput, Tensor]:
-        """Return the model's output and the energies (N,) that vanish for isolated atoms."""
-        z, head = geometry.atomic_numbers, geometry.head[geometry.batch]
-        if self._isolated is not None:
-            output = self.model(geometry)
-            isolated = self._isolated[head, z]
-        else:
-            # While weights change, each element's edgeless atom rides along as one more graph, for
-            # each head that it occurs with.
-            width = MAX_Z + 1
-            present, index = torch.unique(head * width + z, return_inverse=True)
-            output = self.model(_join(geometry, self._edgeless(present % width, present // width)))
-            isolated = output.energy[n:][index]
-        energy = output.energy[:n] - isolated
+    def energies(self, geometry: Geometry) -> NodeOutput:
+        """Return the model's output with the energies of priors; isolated atoms may have some."""
+        output = self.model(geometry)
         for prior in self.priors:
-            energy = energy + prior(geometry).energy
+            output = replace(output, energy=output.energy + prior(geometry).energy)
+        return output
+
+    def _with_isolated(self, geometry: Geometry) -> tuple[Geometry, Tensor | None]:
+        """Append what must be subtracted and say which row it is for each atom.
+
+        While weights change, each element's edgeless atom rides along as one more graph, for each
+        head that it occurs with; once they are frozen there is a table.
+        """
+        if self._isolated is not None:
+            return geometry, None
+        width = MAX_Z + 1
+        labels = geometry.head[geometry.batch] * width + geometry.atomic_numbers
+        present, index = torch.unique(labels, return_inverse=True)
+        return join(geometry, self.edgeless(present % width, present // width)), index
+
+    def _interaction(
+        self, output: NodeOutput, geometry: Geometry, alone: Tensor | None
+    ) -> tuple[NodeOutput, Tensor]:
+        """Return the output and the energies (N,) that vanish for isolated atoms."""
+        z, n = geometry.atomic_numbers, len(geometry.atomic_numbers)
+        if alone is None and self._isolated is not None:
+            isolated = self._isolated[geometry.head[geometry.batch], z]
+        else:
+            isolated = output.energy[n:][alone]
+        energy = output.energy[:n] - isolated
         features = None if output.features is None else output.features[:n]
         extras = {name: value[:n] for name, value in output.extras.items()}
         return NodeOutput(energy, features, output.forces, extras), energy
 
-    def _edgeless(self, numbers: Tensor, heads: Tensor) -> Geometry:
+    def edgeless(self, numbers: Tensor, heads: Tensor) -> Geometry:
         """One isolated neutral atom per entry of `numbers` and `heads` (S,), each its own graph."""
         s = len(numbers)
         zero = numbers.new_zeros(s)
@@ -385,7 +378,8 @@ def _detached(output: NodeOutput) -> NodeOutput:
     )
 
 
-def _gradient(energy: Tensor, leaves: list[Tensor], create_graph: bool) -> Sequence[Tensor]:
+def gradient(energy: Tensor, leaves: list[Tensor], create_graph: bool) -> Sequence[Tensor]:
+    """Differentiate the sum of `energy`; what it does not depend on gets zeros."""
     if not energy.requires_grad:  # nothing depends on the geometry (no edges at all)
         return [torch.zeros_like(x) for x in leaves]
     return torch.autograd.grad(
@@ -414,25 +408,3 @@ def _stress(virial: Tensor, graph: AtomGraph) -> Tensor:
     # |det|: a left-handed cell is a cell; its stress must not change sign
     volume = torch.where(periodic, torch.linalg.det(graph.cell).abs(), 1.0)
     return torch.where(periodic[:, None, None], virial / volume[:, None, None], torch.nan)
-
-
-def _join(a: Geometry, b: Geometry) -> Geometry:
-    """Append the edgeless atoms `b` to the batch `a`."""
-
-    def cat(x: Tensor | None, y: Tensor | None) -> Tensor | None:
-        return None if x is None or y is None else torch.cat([x, y])
-
-    return Geometry(
-        atomic_numbers=torch.cat([a.atomic_numbers, b.atomic_numbers]),
-        edge_index=a.edge_index,
-        edge_vectors=a.edge_vectors,
-        edge_lengths=a.edge_lengths,
-        batch=torch.cat([a.batch, b.batch + a.num_graphs]),
-        num_graphs=a.num_graphs + b.num_graphs,
-        charge=torch.cat([a.charge, b.charge]),
-        spin=torch.cat([a.spin, b.spin]),
-        head=torch.cat([a.head, b.head]),
-        pbc=torch.cat([a.pbc, b.pbc]),
-        positions=cat(a.positions, b.positions),
-        cell=cat(a.cell, b.cell),
-    )

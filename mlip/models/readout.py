@@ -23,7 +23,7 @@ class PerHead(nn.ModuleList):
         """Return (N, ...), each row from the module that `geometry.head` names."""
         values = torch.stack([module(*inputs) for module in self])  # (heads, N, ...)
         head = geometry.head[geometry.batch]
-        return values[head, torch.arange(len(head), device=head.device)]
+        return values[head, torch.arange(head.shape[0], device=head.device)]
 
 
 def per_head(make: Callable[[], nn.Module], count: int) -> nn.Module:

@@ -55,6 +55,7 @@ class TransIP(nn.Module):
     """Per-atom energies from attention over all atoms or over neighbours (an `EnergyModel`)."""
 
     symmetry = "none"
+    traceable = False  # pieces of attention depend on the data
 
     def __init__(
         self,

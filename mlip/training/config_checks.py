@@ -100,6 +100,8 @@ def check_config(config: Config) -> None:
     trainer["max_time"] = parse_duration(trainer["max_time"])
     if trainer["max_epochs"] is None and trainer["max_steps"] is None and not trainer["max_time"]:
         raise ConfigError("give one of trainer.max_epochs, max_steps, max_time")
+    if not isinstance(trainer["compile"], bool):
+        raise ConfigError(f"trainer.compile={trainer['compile']!r} must be true or false")
     for key, words in WORDS.items():
         if trainer[key] not in words:
             raise ConfigError(f"trainer.{key}={trainer[key]!r} must be one of {', '.join(words)}")

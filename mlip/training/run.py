@@ -25,6 +25,7 @@ from mlip.data.prepare import PreparedData, prepare_data
 from mlip.data.sources import head_names, parse_sources
 from mlip.errors import ConfigError, TrainingError
 from mlip.graph import AtomGraph
+from mlip.models.compiled import compile_potential
 from mlip.models.potential import Potential
 from mlip.models.registry import PotentialSpec, build_potential, resolve_options
 from mlip.potential_file import add_metadata, save_potential
@@ -157,6 +158,8 @@ def _train(
     objective = make_objective(config["objective"], potential, loss)
     if options["precision"] == "64-true":
         potential, objective = potential.double(), objective.double()
+    if options["compile"]:
+        compile_potential(potential)
     module = PotentialModule(
         potential,
         loss,
@@ -198,6 +201,7 @@ def _train(
             except Interrupted:
                 if rank == 0:
                     raise
+    potential.compiled = None  # what follows is short, and not worth compiling for use
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
     return potential, loss, seen, time.monotonic() - began
 
@@ -322,6 +326,8 @@ def _try_building(config: Config) -> int:
     try:
         potential = build_potential(spec)
         make_objective(config["objective"], potential, _loss(config, force_scale=1.0))
+        if config["trainer"]["compile"]:
+            compile_potential(potential.to(_accelerator(config["trainer"]["accelerator"])))
         return sum(p.numel() for p in potential.parameters())
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         if isinstance(error, ConfigError):

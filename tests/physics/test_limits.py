@@ -35,7 +35,7 @@ def test_the_isolated_atom_tests_can_fail():
     """The models do have an energy for a lone atom, which the potential takes out."""
     potential = build("facet")
     with torch.no_grad():
-        alone = potential._edgeless(
+        alone = potential.edgeless(
             torch.tensor(SPECIES), torch.zeros(len(SPECIES), dtype=torch.int64)
         )
         raw = potential.model(alone).energy

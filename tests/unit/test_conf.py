@@ -51,6 +51,7 @@ def test_every_experiment_composes(experiment):
         ("trainer.gradient_clip=abc", "gradient_clip"),
         ("trainer.accelerator=quantum", "one of auto, cpu"),
         ("trainer.matmul_precision=tf32", "one of highest, high, medium"),
+        ("trainer.compile=maybe", "trainer.compile='maybe' must be true or false"),
         ("trainer.devices=auto", "trainer.devices='auto' must be a whole number"),
         ("optimizer.weight_decay=-1", "weight_decay"),
         ("scheduler.warmup=1", "warmup"),

@@ -97,7 +97,7 @@ def load(source: str, what: str) -> ctypes.CDLL:
     flags = [*FLAGS, WIDE] if platform.machine() in ("x86_64", "AMD64") else FLAGS
     words = [source, *flags, _compiler_version(), _processor()]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:24]
-    folder = _folder()
+    folder = own_folder("kernels")
     library = folder / f"{key}.so"
 
     problem: OSError | None = None
@@ -162,8 +162,13 @@ def _tell_once(reason: str) -> None:
     log.warning("kernels in PyTorch, which is slower: %s", reason)
 
 
-def _folder() -> Path:
-    folder = cache_folder() / "kernels"
+def own_folder(name: str) -> Path:
+    """Return a folder of the cache for libraries, made if there is none.
+
+    Raises:
+        ConfigError: others could write to it.
+    """
+    folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _must_be_ours(folder)
     return folder

@@ -10,6 +10,7 @@ Letters: N atoms, E edges sorted by centre, K radial functions, W radial weights
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from mlip.models.kernels.layout import (
     split_outputs,
 )
 from mlip.models.paths import Paths
+from mlip.models.tracing import traced
 
 FUNCTIONS = ("forward", "backward", "backward_twice")
 REAL = {torch.float32: "float", torch.float64: "double"}
@@ -76,15 +78,21 @@ def neighbor_sum(
     Raises:
         ValueError: shapes, dtypes or devices are not these; C would read past the end.
     """
-    _check(paths, features, harmonics, radial, weights, first, source)
+    if not traced():
+        _check(paths, features, harmonics, radial, weights, first, source)
     width = radial.shape[1]
     if width > MAX_RADIAL:
         with torch.autocast("cpu", enabled=False):  # as precise as inside the kernel
             radial, weights, width = radial @ weights, weights.new_empty(0), 0
     kernel = _kernel(paths, coupling, harmonics.shape[1], width, radial.dtype)
     args = [x.contiguous() for x in (features, harmonics, radial, weights)]
-    out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
-    return split_outputs(paths, out, len(features))
+    if traced():
+        from mlip.models.kernels.operators import operator
+
+        out = operator(kernel)(first, source, *args)
+    else:
+        out: Tensor = _Sum.apply(kernel, first, source, *args)  # type: ignore[assignment]
+    return split_outputs(paths, out, features.shape[0])
 
 
 def _check(
@@ -118,7 +126,7 @@ def _check(
         raise ValueError(f"first ends at {int(first[-1])}, but there are {edges} edges")
 
 
-class _Kernel:
+class Kernel:
     """The three functions for the shapes of one layer, each compiled when it is first called."""
 
     def __init__(
@@ -129,6 +137,7 @@ class _Kernel:
         self._source = _header(paths, coupling, harmonics, radial, dtype, self.out_size) + (
             files("mlip.models.kernels") / "neighbor_sum.c"
         ).read_text(encoding="utf-8")
+        self.name = hashlib.sha256(self._source.encode()).hexdigest()[:24]
         self._what = f"{len(paths.products)} products, {REAL[dtype]}"
         self._functions: dict[str, Any] = {}
 
@@ -143,6 +152,42 @@ class _Kernel:
             function.restype = None
             self._functions[name] = function
         return self._functions[name]
+
+    def forward(
+        self, first: Tensor, source: Tensor,
+        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Return all outputs of all atoms, behind one another; every argument is contiguous."""
+        out = h.new_empty(h.shape[0] * self.out_size)
+        self.run("forward", first, [source, h, harmonics, radial, weights], [], lambda _: [out])
+        return out
+
+    def backward(
+        self, with_weights: bool, first: Tensor, source: Tensor,
+        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor, g: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """Return the gradients of features, harmonics, radial functions and, if asked, weights."""
+        d_harmonics, d_radial = torch.empty_like(harmonics), torch.empty_like(radial)
+        scattered = [torch.zeros_like(h), torch.zeros_like(weights) if with_weights else None]
+        d_h, d_weights = self.run(
+            "backward", first, [source, h, harmonics, radial, weights, g], scattered,
+            lambda own: [own[0], d_harmonics, d_radial, own[1]],
+        )  # fmt: skip
+        return d_h, d_harmonics, d_radial, d_weights  # type: ignore[return-value]
+
+    def backward_twice(
+        self, first: Tensor, source: Tensor,
+        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor, g: Tensor, *u: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """See `second_derivatives`; `u` are the first three cotangents."""
+        v_g = torch.empty_like(g)
+        v_harmonics, v_radial = torch.empty_like(harmonics), torch.empty_like(radial)
+        v_h, v_weights = self.run(
+            "backward_twice", first, [source, h, harmonics, radial, weights, g, *u],
+            [torch.zeros_like(h), torch.zeros_like(weights)],
+            lambda own: [v_g, own[0], v_harmonics, v_radial, own[1]],
+        )  # fmt: skip
+        return v_h, v_harmonics, v_radial, v_weights, v_g  # type: ignore[return-value]
 
     def run(
         self, name: str, first: Tensor, fixed: Sequence[Tensor], scattered: Sequence[Tensor | None],
@@ -191,44 +236,29 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, kernel: _Kernel, first: Tensor, source: Tensor,
-        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, kernel: Kernel, *tensors: Tensor) -> Tensor:
         ctx.kernel = kernel
-        ctx.save_for_backward(first, source, h, harmonics, radial, weights)
-        out = h.new_empty(len(h) * kernel.out_size)
-        fixed = [source, h, harmonics, radial, weights]
-        kernel.run("forward", first, fixed, [], lambda _: [out])
-        return out
+        ctx.save_for_backward(*tensors)
+        return kernel.forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        first, source, h, harmonics, radial, weights = ctx.saved_tensors
         (g,) = gradients
         d = _Gradient.apply(
-            ctx.kernel, ctx.needs_input_grad[-1], first, source,
-            h, harmonics, radial, weights, g.contiguous(),
-        )  # fmt: skip
+            ctx.kernel, ctx.needs_input_grad[-1], *ctx.saved_tensors, g.contiguous()
+        )
         return (None, None, None, *d)  # type: ignore[misc]
 
 
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, kernel: _Kernel, with_weights: bool, first: Tensor, source: Tensor,
-        h: Tensor, harmonics: Tensor, radial: Tensor, weights: Tensor, g: Tensor,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        ctx: Any, kernel: Kernel, with_weights: bool, *tensors: Tensor
+    ) -> tuple[Tensor | None, ...]:
         ctx.kernel = kernel
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(first, source, h, harmonics, radial, weights, g)
-        d_harmonics, d_radial = torch.empty_like(harmonics), torch.empty_like(radial)
-        scattered = [torch.zeros_like(h), torch.zeros_like(weights) if with_weights else None]
-        d_h, d_weights = kernel.run(
-            "backward", first, [source, h, harmonics, radial, weights, g], scattered,
-            lambda own: [own[0], d_harmonics, d_radial, own[1]],
-        )  # fmt: skip
-        return d_h, d_harmonics, d_radial, d_weights
+        ctx.save_for_backward(*tensors)
+        return kernel.backward(with_weights, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
@@ -238,32 +268,49 @@ class _Gradient(torch.autograd.Function):
                 "compiled kernels have two derivatives, and create_graph asks for the third; set "
                 "the environment variable MLIP_KERNELS=torch"
             )
-        first, source, h, harmonics, radial, weights, g = ctx.saved_tensors
-        *given, u_weights = cotangents
-        if u_weights is not None:
-            raise NotImplementedError(
-                "compiled kernels have no derivative of the gradient of their radial weights; set "
-                "the environment variable MLIP_KERNELS=torch"
-            )
-        u = [
-            torch.zeros_like(like) if value is None else value.contiguous()
-            for value, like in zip(given, (h, harmonics, radial), strict=True)
-        ]
-        v_g = torch.empty_like(g)
-        v_harmonics, v_radial = torch.empty_like(harmonics), torch.empty_like(radial)
-        v_h, v_weights = ctx.kernel.run(
-            "backward_twice", first, [source, h, harmonics, radial, weights, g, *u],
-            [torch.zeros_like(h), torch.zeros_like(weights)],
-            lambda own: [v_g, own[0], v_harmonics, v_radial, own[1]],
-        )  # fmt: skip
-        return None, None, None, None, v_h, v_harmonics, v_radial, v_weights, v_g
+        return (
+            None,
+            None,
+            None,
+            None,
+            *second_derivatives(ctx.kernel, ctx.saved_tensors, cotangents),
+        )
+
+
+def second_derivatives(
+    kernel: Kernel, tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Differentiate `Kernel.backward`.
+
+    Args:
+        kernel: a kernel, or what stands for it.
+        tensors: the arguments, without `with_weights`.
+        cotangents: of the four results; None is zero.
+
+    Returns:
+        With respect to features, harmonics, radial functions, weights and g.
+
+    Raises:
+        NotImplementedError: the gradient of the weights has a cotangent.
+    """
+    *given, u_weights = cotangents
+    if u_weights is not None:
+        raise NotImplementedError(
+            "compiled kernels have no derivative of the gradient of their radial weights; set "
+            "the environment variable MLIP_KERNELS=torch"
+        )
+    u = [
+        torch.zeros_like(like) if value is None else value.contiguous()
+        for value, like in zip(given, tensors[2:5], strict=True)
+    ]
+    return kernel.backward_twice(*tensors, *u)
 
 
 @cache
 def _kernel(
     paths: Paths, coupling: Coupling, harmonics: int, radial: int, dtype: torch.dtype
-) -> _Kernel:
-    return _Kernel(paths, coupling, harmonics, radial, dtype)
+) -> Kernel:
+    return Kernel(paths, coupling, harmonics, radial, dtype)
 
 
 @cache

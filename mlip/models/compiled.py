@@ -1,0 +1,298 @@
+"""Energies and their derivatives with respect to edges as one compiled function, if asked for.
+
+A call of a small potential is hundreds of short PyTorch operations. `make_fx` writes them down, the
+derivative that forces are made of included, with symbols for the numbers of atoms and edges, so
+that one graph serves structures and batches of every size; Inductor compiles it, and for training
+its derivative with respect to the weights. Weights are arguments: a step of an optimiser or an
+average of weights changes nothing that is compiled, and nothing compiled reaches a file of ours.
+What is compiled waits in the cache folder, under a name made of graph, compiler and processor.
+
+Not for everything: see `obstacle`. The first result is compared with that of the plain way.
+
+Letters: N atoms, E edges.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlip.errors import ConfigError
+from mlip.models.edges import check_edges
+from mlip.models.embedding import check_state
+from mlip.models.geometry import Geometry, NodeOutput, join
+from mlip.models.kernels import compiler
+from mlip.models.potential import Potential, gradient
+from mlip.models.tracing import constants_kept, keep_only_constants, tracing
+
+log = logging.getLogger("mlip")
+# Of what is traced: any but 0 and 1 would do, as long as a model has no width like it.
+ATOMS, EDGES = 1009, 20011
+SIZES = (2, 3, 4, 8, 12, 64, 1000, 4096, 10**6)  # that must take the same way through the graph
+DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-3}  # relative, of the first result
+Function = Callable[..., list[Tensor]]
+
+
+def compile_potential(potential: Potential) -> Potential:
+    """Let `potential` compile itself when it is first called, and return it.
+
+    Copies of it share what is compiled; `potential.compiled = None` is the way back.
+
+    Raises:
+        ConfigError: it cannot be compiled; the message says why.
+    """
+    if reason := obstacle(potential):
+        raise ConfigError(f"compile=true cannot be had: {reason}")
+    potential.compiled = Compiled()
+    return potential
+
+
+def obstacle(potential: Potential) -> str | None:
+    """Why a potential cannot be compiled, or None."""
+    if not potential.conservative:
+        return "direct forces need no derivative, which is what it saves"
+    if not potential.is_local or getattr(potential.model, "needs_positions", False):
+        return "it is for local architectures, not for attention over all atoms or model.frames"
+    if not getattr(potential.model, "traceable", True):
+        return "attention goes through its edges in pieces, and a graph has no place for such cuts"
+    if potential.device.type != "cpu":
+        return f"it is for CPUs, and the potential is on {potential.device}"
+    if compiler.mode() not in ("auto", "compiled"):
+        return f"it needs the kernels in C, and MLIP_KERNELS={compiler.mode()} asks for others"
+    if reason := compiler.obstacle():
+        return reason
+    cxx = os.environ.get("CXX", "g++")
+    return None if shutil.which(cxx) else f"there is no C++ compiler ({cxx}; or CXX=PATH)"
+
+
+class Compiled:
+    """The compiled functions of a potential and its copies, one for each kind of use."""
+
+    def __init__(self) -> None:
+        self._functions: dict[Any, Function] = {}
+
+    def __deepcopy__(self, memo: Any) -> Compiled:
+        """Return itself: weights are arguments."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Compiled], tuple[()]]:
+        """Send another process nothing: it compiles, or finds in the cache, what it needs."""
+        return Compiled, ()
+
+    def __call__(
+        self, potential: Potential, geometry: Geometry, create_graph: bool
+    ) -> tuple[NodeOutput, list[Tensor]]:
+        """Return what `potential.energies` returns and the derivative of its sum (E, 3).
+
+        Args:
+            potential: with weights like those of the first call.
+            geometry: of at least one edge; what graphs it is of does not matter.
+            create_graph: whether results are to be differentiated.
+
+        Raises:
+            ConfigError: it cannot be compiled, or what is compiled gives other numbers.
+        """
+        check_edges(geometry.edge_index, len(geometry.atomic_numbers))
+        if potential.uses_charge_spin:
+            check_state(geometry.charge, geometry.spin)
+        n = len(geometry.atomic_numbers)
+        if n == 1:  # tracers take one for a size that is broadcast: let there be another atom
+            geometry = join(geometry, potential.edgeless(geometry.atomic_numbers, geometry.head))
+        weights = [*potential.parameters(), *potential.buffers()]
+        tensors = _arguments(geometry)
+        trained = tuple(w.requires_grad for w in weights)
+        trains = any(trained) or geometry.edge_vectors.grad_fn is not None
+        key = potential.dtype, trains, trained
+        sizes = tensors[1].shape[0], tensors[0].shape[0]
+        if not trains:
+            tensors[0] = tensors[0].detach()
+        with torch.set_grad_enabled(create_graph and trains):
+            if key not in self._functions:
+                leaves = [w for w in weights if w.requires_grad]
+                plain = _plain(potential, geometry, leaves)  # also makes the constants of the model
+                function = _compile(potential, weights, trains)
+                with torch.set_grad_enabled(trains):
+                    energy, slope, *_ = function(*sizes, *weights, *tensors)
+                    _compare(_checked(energy, slope, leaves), plain)
+                self._functions[key] = function
+            energy, slope, *features = self._functions[key](*sizes, *weights, *tensors)
+        return NodeOutput(energy[:n], features[0][:n] if features else None), [slope]
+
+
+def _arguments(geometry: Geometry) -> list[Tensor]:
+    """What a local model may look at; each atom is a graph of its own, with its charge and head."""
+    batch = geometry.batch
+    per_atom = (geometry.charge, geometry.spin, geometry.head, geometry.pbc)
+    return [
+        geometry.edge_vectors.contiguous(),
+        geometry.atomic_numbers.contiguous(),
+        geometry.edge_index.contiguous(),
+        *(x[batch] for x in per_atom),
+    ]
+
+
+class _Energies(nn.Module):
+    """`Potential.energies` as a module, whose weights can be replaced for a call."""
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(self, vectors: Tensor, numbers: Tensor, edge_index: Tensor, *others: Tensor) -> Any:
+        n = numbers.shape[0]
+        charge, spin, head, pbc = others
+        geometry = Geometry(
+            atomic_numbers=numbers,
+            edge_index=edge_index,
+            edge_vectors=vectors,
+            edge_lengths=torch.linalg.vector_norm(vectors, dim=-1),
+            batch=torch.arange(n, device=numbers.device),
+            num_graphs=n,
+            charge=charge,
+            spin=spin,
+            head=head,
+            pbc=pbc,
+        )
+        output = self.potential.energies(geometry)
+        if output.extras:
+            raise ConfigError(f"compiled potentials return no {', '.join(output.extras)}")
+        return output
+
+
+def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> Function:
+    if reason := obstacle(potential):
+        raise ConfigError(f"compile=true cannot be had: {reason}")
+    use = "training" if trains else "use"
+    log.info("compiling the potential for %s: some minutes, or seconds if it is in the cache", use)
+    # Torch's default is a folder in /tmp whose name anybody can guess; it sets this variable too.
+    folder = str(compiler.own_folder("inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    try:
+        return _traced_and_compiled(potential, weights, trains)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever tracer, Inductor and the C++ compiler have to say
+        words = " ".join(str(error).split())[:1000]
+        raise ConfigError(
+            f"compile=true: this potential could not be compiled ({type(error).__name__}: "
+            f"{words}); compile=false does without"
+        ) from error
+
+
+def _traced_and_compiled(potential: Potential, weights: Sequence[Tensor], trains: bool) -> Function:
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import (
+        DimDynamic,
+        ShapeEnv,
+        StatelessSymbolicContext,
+    )
+
+    module = _Energies(potential)
+    names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
+
+    def function(atoms: int, edges: int, *arguments: Tensor) -> list[Tensor]:
+        own, (vectors, *others) = arguments[: len(names)], arguments[len(names) :]
+        if not trains:
+            vectors = vectors.detach().requires_grad_()
+        replaced = dict(zip(names, own, strict=True))
+        with constants_kept():
+            output = torch.func.functional_call(module, replaced, (vectors, *others))
+        (slope,) = gradient(output.energy, [vectors], create_graph=trains)
+        out = [output.energy, slope, *([] if output.features is None else [output.features])]
+        return out if trains else [x.detach() for x in out]
+
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True)
+
+    def fake(tensor: Tensor, dynamic: Iterable[int] = ()) -> Tensor:
+        kinds = [DimDynamic.STATIC] * tensor.dim()
+        for dim in dynamic:
+            kinds[dim] = DimDynamic.DUCK
+        return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(kinds))
+
+    def per_atom() -> Tensor:  # a new one each time: a tensor has one fake
+        return fake(torch.zeros(ATOMS, dtype=torch.int64), [0])
+
+    vectors = torch.ones(EDGES, 3, dtype=potential.dtype, requires_grad=trains)
+    index = torch.zeros(2, EDGES, dtype=torch.int64)
+    pbc = torch.zeros(ATOMS, 3, dtype=torch.bool)
+    tensors = [fake(vectors, [0]), per_atom(), fake(index, [1])]
+    tensors += [per_atom(), per_atom(), per_atom(), fake(pbc, [0])]
+    # The sizes are arguments too: Inductor's cache knows symbols by those.
+    sizes: list[Any] = [tensors[1].shape[0], tensors[0].shape[0]]
+    arguments = [*sizes, *map(fake, weights), *tensors]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on other devices and on torch's own internals
+        with mode, tracing(), torch.enable_grad():
+            graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+                *arguments
+            )
+        keep_only_constants(graph)
+        _check_sizes(shapes.guards)
+        # Hessians go backwards many times.
+        with config.patch(donated_buffer=False), torch.set_grad_enabled(trains):
+            compiled: Any = compile_fx(graph, arguments)
+    # Inductor may choose between ways that are right for every size, but not settle one.
+    _check_sizes(g for g in shapes.guards if getattr(g.expr, "rel_op", "") == "==")
+    return compiled
+
+
+def _check_sizes(guards: Iterable[Any]) -> None:
+    """Expect decisions that depended on sizes to be the same for all sizes from 2 on.
+
+    Raises:
+        ConfigError: one is not, and the graph would be wrong for other sizes.
+    """
+    for guard in guards:
+        symbols = sorted(guard.expr.free_symbols, key=str)
+        for shift in range(len(SIZES)):
+            values = {s: SIZES[(k * 5 + shift) % len(SIZES)] for k, s in enumerate(symbols)}
+            if not bool(guard.expr.subs(values)):
+                raise ConfigError(
+                    f"this architecture takes another way for other numbers of atoms or edges "
+                    f"({guard.expr}), and a compiled potential has only one"
+                )
+
+
+def _plain(potential: Potential, geometry: Geometry, leaves: list[Tensor]) -> list[Tensor]:
+    with torch.enable_grad():
+        energy = potential.energies(geometry).energy
+        (slope,) = gradient(energy, [geometry.edge_vectors], create_graph=bool(leaves))
+        return _checked(energy, slope, leaves)
+
+
+def _checked(energy: Tensor, slope: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Return what is compared: energies, derivatives and, for training, a gradient of weights."""
+    out = [energy.detach(), slope.detach()]
+    if leaves:
+        gradients = gradient(slope.square(), leaves, create_graph=False)
+        out.append(torch.cat([g.flatten() for g in gradients]))
+    return out
+
+
+def _compare(results: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+    """Expect the numbers of the plain way.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    names = ("energies", "forces", "gradients of weights")
+    for name, ours, expected in zip(names, results, plain, strict=False):
+        error = float((ours - expected).abs().max())
+        scale = max(float(expected.abs().max()), 1e-3)
+        if not error <= DIFFERENCE.get(expected.dtype, 1e-3) * scale:
+            raise ConfigError(
+                f"compile=true: the compiled {name} differ from the plain ones by {error:.1e} of "
+                f"{scale:.1e}; compile=false does without. Please report it with the versions "
+                "that `mlip doctor` prints"
+            )
