@@ -33,16 +33,22 @@ def test_the_demo_meets_its_targets_as_often_as_the_readme_says(what):
 
 def test_the_objectives_are_worth_what_the_readme_says():
     table = summary("compare_objectives.py")
-    errors = [
-        re.search(rf"{where}: transip-tiny 800 .*{objective} +3 +(\d+) \(", table)
-        for where in ("small_mols_neighbours", "small_mols")
-        for objective in ("standard", "augmented", "latent_equivariance")
-    ]
-    a, b, c, d, e, f = (m.group(1) if m else "absent" for m in errors)
+
+    def errors(comparison: str, size: int) -> str:
+        found = [
+            re.search(
+                rf"^{comparison}: transip-tiny {size} .*{objective} +3 +(\d+) \(", table, re.M
+            )
+            for objective in ("standard", "augmented", "latent_equivariance")
+        ]
+        return ", ".join(m.group(1) if m else "absent" for m in found)
+
+    small = {size: errors("small_mols_neighbours", size) for size in (100, 300, 800)}
     assert (
-        f"{a} meV/Å without rotations, {b} with random ones, {c} with the latent term" in readme()
+        f"{small[100]} meV/Å for 100 molecules, {small[300]} for 300, {small[800]} for 800; of 68 "
+        f"rows of OMol25 {errors('omol25_rows_neighbours', 68)}." in readme()
     )
-    assert f"with global attention {d}, {e}, {f}." in readme()
+    assert f"({errors('small_mols', 800)} for 800)" in readme()
 
 
 PEERS = {  # column of the README's table of speed: the model's name in the results
