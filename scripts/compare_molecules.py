@@ -18,6 +18,7 @@ import numpy as np
 
 from mlip import MLIPCalculator
 from mlip.data.readers import read_structures
+from mlip.training.split_file import read_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data" / "omol-mini"
@@ -32,8 +33,8 @@ def load(run: Path) -> list[dict[str, Any]]:
     calculator = MLIPCalculator(run / "potential.safetensors", dtype="float64")
     trained = {
         (Path(file).name, row)
-        for file, rows in json.loads((run / "splits.json").read_text())["train"].items()
-        for row in rows
+        for file, rows in read_splits(run)["train"].items()
+        for row in rows.tolist()
     }
     rows = []
     for shard in sorted(DATA.glob("*.aselmdb")):

@@ -23,6 +23,7 @@ from compare_molecules import load, state_gaps
 
 from mlip import train
 from mlip.data.readers import read_structures
+from mlip.training.split_file import read_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("energy_per_atom_mae", "forces_mae", "forces_rmse", "forces_cos", "stress_mae")
@@ -31,8 +32,8 @@ KEPT = ("energy_per_atom_mae", "forces_mae", "forces_rmse", "forces_cos", "stres
 def force_rms(run: Path) -> float:
     """Root mean square force component of the run's test frames, eV/A."""
     components = []
-    for file, rows in json.loads((run / "splits.json").read_text())["test"].items():
-        chosen = set(rows)
+    for file, rows in read_splits(run)["test"].items():
+        chosen = set(rows.tolist())
         frames = read_structures(ROOT / file)
         components += [a.get_forces().ravel() for i, a in enumerate(frames) if i in chosen]
     return float(np.sqrt(np.mean(np.concatenate(components) ** 2)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,6 +80,10 @@ def workers(number: int, killed: str, start_method: StartMethod = "spawn") -> It
         yield Workers(pool, done)
     except BrokenProcessPool:
         raise DataError(killed) from None
+    except KeyboardInterrupt:  # what they are at, and what waits in their queue, is of no use
+        for process in list(pool._processes.values()):  # `terminate_workers` from Python 3.14 on
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -98,6 +103,8 @@ def count_done(n: int) -> None:
 def _start(done: Any) -> None:
     global _done
     _done = done
+    # Or a worker hands an interrupt over as a result and takes the next item.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

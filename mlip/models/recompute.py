@@ -22,7 +22,7 @@ def recomputed(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
 
     Args:
         function: gives the same result every time; tensors that it holds besides its arguments get
-            no gradient.
+            no gradient. To be differentiated twice it must not be linear in all of them together.
         arguments: tensors, differentiated where they require it.
     """
     (out,) = _Recomputed.apply(lambda *tensors: (function(*tensors),), *arguments)

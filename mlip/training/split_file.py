@@ -24,14 +24,15 @@ LISTED = 200_000  # frames in all that are listed in the text
 
 def listed(record: Any) -> Any:
     """Return a record with lists for arrays, as the text has it."""
-    return _replaced(record, lambda _, frames: frames.tolist())
+    return _replaced(record, np.ndarray.tolist)
 
 
 def write_splits(folder: Path, record: dict[str, Any]) -> None:
     """Write a record: the text last, so that what it names is there."""
     arrays: dict[str, np.ndarray] = {}
 
-    def named(name: str, frames: np.ndarray) -> dict[str, Any]:
+    def named(frames: np.ndarray) -> dict[str, Any]:
+        name = f"{len(arrays)}"  # paths as names of members could be taken for one another
         arrays[name] = frames
         return {"frames": len(frames), "array": name}
 
@@ -58,15 +59,15 @@ def read_splits(folder: Path) -> dict[str, Any]:
             if isinstance(value, list):
                 return np.array(value, dtype=np.int64)
             if isinstance(value, dict):
-                named = value.keys() == {"frames", "array"}
+                named = isinstance(value.get("array"), str)  # a file of this name has a list
                 return arrays[value["array"]] if named else {k: found(v) for k, v in value.items()}
             return value
 
         return found(record)
 
 
-def _replaced(value: Any, new: Callable[[str, np.ndarray], Any], name: str = "") -> Any:
-    """Return a record with its arrays replaced; each has a name made of the keys on the way."""
+def _replaced(value: Any, new: Callable[[np.ndarray], Any]) -> Any:
+    """Return a record with its arrays replaced."""
     if isinstance(value, dict):
-        return {k: _replaced(v, new, f"{name}/{k}" if name else str(k)) for k, v in value.items()}
-    return new(name, value) if isinstance(value, np.ndarray) else value
+        return {key: _replaced(one, new) for key, one in value.items()}
+    return new(value) if isinstance(value, np.ndarray) else value

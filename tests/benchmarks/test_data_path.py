@@ -257,10 +257,23 @@ print(json.dumps(dict(
 """
 
 
-def test_twenty_million_structures(tmp_path):
-    """One shard of 100,000 made structures stands two hundred times in the manifest."""
+PREPARING = """
+from mlip.data.prepare import prepare_data
+from mlip.training.config import load_config
+config = load_config([f"data.train={sys.argv[1]}", "data.batch_size=null", "data.max_atoms=1024"])
+imported, before = time.process_time(), resident()
+data = prepare_data(config["data"], cutoff=5.0, seed=0)
+print(json.dumps(dict(
+    structures=sum(data.size(part) for part in ("train", "val")),
+    cpu_s=time.process_time() - imported, peak_resident_mb=peak(), resident_before_mb=before,
+)))
+"""
+
+
+def made_store(folder: Path, structures: int) -> None:
+    """A store in whose manifest one shard of 100,000 made structures stands again and again."""
     rng = np.random.default_rng(0)
-    first = tmp_path / SHARDS / "000-000000-0000"
+    first = folder / SHARDS / "000-000000-0000"
     first.mkdir(parents=True)
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3) * 1.5
     with ShardWriter(first) as writer:
@@ -271,20 +284,24 @@ def test_twenty_million_structures(tmp_path):
             frame = Frame(
                 np.full(n, 6), positions, np.zeros((3, 3)), np.zeros(3, bool), results, {}
             )
-            writer.add(frame, 0, k, Piece(tmp_path, "extxyz", 0))
+            writer.add(frame, 0, k, Piece(folder, "extxyz", 0))
         writer.finish(last=True, part_of=0)
     one = json.loads((first / "shard.json").read_text())
     shards = [
         {"name": f"000-{k:06d}-0000", "first_frame": k * 100_000, **one}
-        for k in range(STRUCTURES // 100_000)
+        for k in range(structures // 100_000)
     ]
     for shard in shards[1:]:
-        folder = tmp_path / SHARDS / shard["name"]
-        folder.mkdir()
+        copy = folder / SHARDS / shard["name"]
+        copy.mkdir()
         for file in first.iterdir():
-            (folder / file.name).hardlink_to(file)
+            (copy / file.name).hardlink_to(file)
     manifest = make_manifest([{"path": "made", "size": 0, "ends": ""}], {}, shards)
-    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_twenty_million_structures(tmp_path):
+    made_store(tmp_path, STRUCTURES)
     done = in_a_process(OPENING, tmp_path)
     assert done["structures"] == STRUCTURES
     record(
@@ -294,6 +311,14 @@ def test_twenty_million_structures(tmp_path):
         target_resident_mb=1000,
         met=done["total_s"] < 5 and done["peak_resident_mb"] < 1000,
     )
+
+
+def test_two_million_structures_before_the_first_step(tmp_path):
+    """Splits, reference energies and statistics, as every run computes them."""
+    made_store(tmp_path, 2_000_000)
+    done = in_a_process(PREPARING, tmp_path)
+    assert done["structures"] == 2_000_000
+    record("two_million_structures_prepared", **done)
 
 
 def microseconds(call: Callable[[int], object], keys: np.ndarray) -> float:

@@ -1,0 +1,45 @@
+"""Processes that read for a command end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+BUSY = """
+import os, time
+from mlip.data.processes import workers
+
+if __name__ == "__main__":
+    with workers(2, "somebody was killed") as pool:
+        for _ in pool.in_turn(os.getpid, [()] * 4, ahead=2):
+            pass
+        print("working", flush=True)
+        list(pool.in_turn(time.sleep, [(60,)] * 9, ahead=4))
+"""
+
+
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["terminal", "parent alone"])
+def test_an_interrupt_ends_them_at_once(tmp_path, send):
+    """However many items wait, and though each takes a minute."""
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    begun = time.monotonic()
+    send(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=40)
+    assert time.monotonic() - begun < 20
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert "somebody was killed" not in error
