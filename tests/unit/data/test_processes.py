@@ -11,15 +11,13 @@ import time
 import pytest
 
 BUSY = """
-import os, time
+import time
 from mlip.data.processes import workers
 
 if __name__ == "__main__":
     with workers(2, "somebody was killed") as pool:
-        for _ in pool.in_turn(os.getpid, [()] * 4, ahead=2):
-            pass
-        print("working", flush=True)
-        list(pool.in_turn(time.sleep, [(60,)] * 9, ahead=4))
+        for _ in pool.in_turn(time.sleep, [(1,), (1,), *[(60,)] * 9], ahead=4):
+            print("working", flush=True)
 """
 
 
@@ -37,6 +35,7 @@ def test_an_interrupt_ends_them_at_once(tmp_path, send):
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
+    time.sleep(1)  # both are at their second
     begun = time.monotonic()
     send(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=40)
