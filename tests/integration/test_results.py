@@ -127,6 +127,8 @@ def test_the_rates_of_large_data_are_what_was_measured():
         in readme()
     )
     assert f"{big['total_s']:.1f} s and {big['peak_resident_mb'] / 1000:.2f} GB" in readme()
+    prepared = found["two_million_structures_prepared"]["cpu_s"]
+    assert f"statistics of two million take {prepared:.0f} s before the first step" in readme()
     own, in_place, ase = (
         found["reads"][name] for name in ("store_us", "in_place_us", "aselmdb_ase_us")
     )
@@ -134,6 +136,19 @@ def test_the_rates_of_large_data_are_what_was_measured():
         f"reading one costs {own:.0f} µs, in place {in_place:.0f}, through ASE {ase:.0f}"
         in readme()
     )
+
+
+def test_what_compiling_gains_is_what_was_measured():
+    rows = results("compile.json")["rows"]
+
+    def gains(model: str, of: str) -> list[float]:
+        return sorted(r["faster"] for r in rows if (r["model"], r["of"]) == (model, of))
+
+    calls, steps = gains("facet-s", "call"), gains("facet-s", "training step")
+    assert f"{calls[0]:.2f} (64 Si) to {calls[-1]:.2f} times (9 atoms) as fast" in readme()
+    assert f"its training steps {steps[0]:.2f} to {steps[-1]:.2f} times" in readme()
+    both = sorted(gains("nequip-s", "call") + gains("nequip-s", "training step"))
+    assert f"those of `nequip-s` {both[0]:.2f} to {both[-1]:.2f}" in readme()
 
 
 def test_acetylacetone_is_what_was_measured():
