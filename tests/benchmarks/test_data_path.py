@@ -216,10 +216,10 @@ print(json.dumps(out))
 
 
 def test_extxyz_by_several_processes(real_data, tmp_path):
-    """300 MB to convert and to count edges in, 30 MB to check; by one process and by two."""
+    """300 MB to convert and to count edges in, 120 MB to check; by one process and by two."""
     text = (real_data / "mptrj" / "mptrj-random-1k.extxyz").read_bytes()
     files = []
-    for name, times in (("large", 80), ("small", 8)):
+    for name, times in (("large", 80), ("small", 32)):
         files.append(tmp_path / f"{name}.extxyz")
         files[-1].write_bytes(text * times)
     one, two = (in_a_process(SHARING, *files, tmp_path / f"{n}", n) for n in (1, 2))
