@@ -17,8 +17,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import struct
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,8 +101,14 @@ class Compiled:
             create_graph: whether results are to be differentiated.
 
         Raises:
-            ConfigError: it cannot be compiled, or what is compiled gives other numbers.
+            ConfigError: it cannot be compiled, what is compiled gives other numbers, or forces are
+                to be differentiated with respect to positions.
         """
+        if create_graph and geometry.edge_vectors.grad_fn is not None:
+            raise ConfigError(
+                "compiled potentials have no Hessians; take the plain one, which is the same after "
+                "potential.compiled = None"
+            )
         check_edges(geometry.edge_index, len(geometry.atomic_numbers))
         if potential.uses_charge_spin:
             check_state(geometry.charge, geometry.spin)
@@ -108,8 +118,8 @@ class Compiled:
         weights = [*potential.parameters(), *potential.buffers()]
         tensors = _arguments(geometry)
         trained = tuple(w.requires_grad for w in weights)
-        trains = any(trained) or geometry.edge_vectors.grad_fn is not None
-        key = potential.dtype, trains, trained
+        trains = any(trained)
+        key = potential.dtype, trained
         sizes = tensors[1].shape[0], tensors[0].shape[0]
         if not trains:
             tensors[0] = tensors[0].detach()
@@ -174,6 +184,7 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
     # Torch's default is a folder in /tmp whose name anybody can guess; it sets this variable too.
     folder = str(compiler.own_folder("inductor"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
+    _remove_cut_short(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
     try:
         return _traced_and_compiled(potential, weights, trains)
     except ConfigError:
@@ -186,8 +197,25 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
         ) from error
 
 
+def _remove_cut_short(cache: Path) -> None:
+    """Remove libraries that end before their table of sections does: loading one may be fatal.
+
+    The linker writes in place, so a process that is killed meanwhile leaves part of a file.
+    """
+    if sys.platform != "linux":
+        return
+    for library in cache.rglob("*.so"):
+        with suppress(OSError):  # another process may have removed it
+            size = library.stat().st_size
+            with library.open("rb") as file:
+                head = file.read(64).ljust(64, b"\0")
+            (table,) = struct.unpack_from("<Q", head, 0x28)
+            width, count = struct.unpack_from("<HH", head, 0x3A)
+            if not head.startswith(b"\x7fELF") or not 0 < table + width * count <= size:
+                library.unlink()
+
+
 def _traced_and_compiled(potential: Potential, weights: Sequence[Tensor], trains: bool) -> Function:
-    from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -239,8 +267,7 @@ def _traced_and_compiled(potential: Potential, weights: Sequence[Tensor], trains
             )
         keep_only_constants(graph)
         _check_sizes(shapes.guards)
-        # Hessians go backwards many times.
-        with config.patch(donated_buffer=False), torch.set_grad_enabled(trains):
+        with torch.set_grad_enabled(trains):
             compiled: Any = compile_fx(graph, arguments)
     # Inductor may choose between ways that are right for every size, but not settle one.
     _check_sizes(g for g in shapes.guards if getattr(g.expr, "rel_op", "") == "==")
