@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlip.cache_folder import cache_folder
 from mlip.errors import ConfigError
 from mlip.models.edges import check_edges
 from mlip.models.embedding import check_state
@@ -181,10 +182,7 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
         raise ConfigError(f"compile=true cannot be had: {reason}")
     use = "training" if trains else "use"
     log.info("compiling the potential for %s: some minutes, or seconds if it is in the cache", use)
-    # Torch's default is a folder in /tmp whose name anybody can guess; it sets this variable too.
-    folder = str(compiler.own_folder("inductor"))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
-    _remove_cut_short(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    _remove_cut_short(_own_cache())
     try:
         return _traced_and_compiled(potential, weights, trains)
     except ConfigError:
@@ -195,6 +193,22 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
             f"compile=true: this potential could not be compiled ({type(error).__name__}: "
             f"{words}); compile=false does without"
         ) from error
+
+
+def _own_cache() -> Path:
+    """Return Inductor's cache: ours, unless the user or torch has set another.
+
+    Raises:
+        ConfigError: others could write what would be loaded.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    cache = Path(os.environ.setdefault(name, str(cache_folder() / "inductor")))
+    compiler.own_folder(cache, f"set {name} to a folder of your own")
+    # Compiled headers go to a folder in /tmp whose name anybody can guess, whatever is set.
+    compiler.own_folder(Path(default_cache_dir()), "set TMPDIR to a folder of your own")
+    return cache
 
 
 def _remove_cut_short(cache: Path) -> None:

@@ -192,6 +192,18 @@ def test_without_compilers_it_is_refused(monkeypatch):
         compile_potential(potential)
 
 
+@pytest.mark.parametrize("whose", ["the cache", "headers"])
+def test_folders_that_others_can_write_to_are_refused(whose, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "the cache"))
+    headers = "torch._inductor.runtime.cache_dir_utils.default_cache_dir"
+    monkeypatch.setattr(headers, lambda: str(tmp_path / "headers"))
+    (tmp_path / whose).mkdir()
+    (tmp_path / whose).chmod(0o777)
+    potential = compile_potential(build("lennard_jones").freeze())
+    with torch.no_grad(), pytest.raises(ConfigError, match=f"others may write to .*{whose}"):
+        potential(batches(potential.cutoff)[0])
+
+
 class Branching(nn.Module):
     """Energies that depend on the number of edges."""
 

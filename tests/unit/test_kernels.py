@@ -293,7 +293,7 @@ def test_a_compiler_that_hangs(fresh, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"\x7fELF"], ids=["empty", "cut"])
 def test_a_library_cut_short_is_compiled_again(fresh, content):
     source = "int nine(void) { return 9; }\n"
-    compiler.own_folder("kernels")
+    compiler.own_folder(compiler.cache_folder() / "kernels", "")
     code = f"from mlip.models.kernels import compiler; compiler.load({source!r}, 'a test')"
     subprocess.run([sys.executable, "-c", code], check=True)  # here it would stay loaded
     (library,) = fresh.glob("*.so")

@@ -38,6 +38,7 @@ FLAGS = [
 WIDE = "-mprefer-vector-width=512"  # x86 only
 COMPILE_TIMEOUT = 600.0  # seconds; the largest layer there is takes about ten
 INSTEAD = "MLIP_KERNELS=torch does without"
+OWN_CACHE = "set MLIP_CACHE to a folder of your own"
 
 
 def mode() -> str:
@@ -97,7 +98,7 @@ def load(source: str, what: str) -> ctypes.CDLL:
     flags = [*FLAGS, WIDE] if platform.machine() in ("x86_64", "AMD64") else FLAGS
     words = [source, *flags, _compiler_version(), _processor()]
     key = hashlib.sha256("\0".join(words).encode()).hexdigest()[:24]
-    folder = own_folder("kernels")
+    folder = own_folder(cache_folder() / "kernels", OWN_CACHE)
     library = folder / f"{key}.so"
 
     problem: OSError | None = None
@@ -162,24 +163,27 @@ def _tell_once(reason: str) -> None:
     log.warning("kernels in PyTorch, which is slower: %s", reason)
 
 
-def own_folder(name: str) -> Path:
-    """Return a folder of the cache for libraries, made if there is none.
+def own_folder(folder: Path, instead: str) -> Path:
+    """Return a folder for libraries, made if there is none.
+
+    Args:
+        folder: its path.
+        instead: what to do if it is not the user's.
 
     Raises:
         ConfigError: others could write to it.
     """
-    folder = cache_folder() / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _must_be_ours(folder)
+    _must_be_ours(folder, instead)
     return folder
 
 
-def _must_be_ours(path: Path) -> None:
+def _must_be_ours(path: Path, instead: str = OWN_CACHE) -> None:
     state = path.stat()
     if state.st_uid != os.getuid():
         raise ConfigError(
             f"{path} belongs to another user, and loading a kernel from there would run what they "
-            "put there; set MLIP_CACHE to a folder of your own"
+            f"put there; {instead}"
         )
     if state.st_mode & 0o022:
         raise ConfigError(f"others may write to {path}; make it yours alone: chmod go-w {path}")
