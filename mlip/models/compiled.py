@@ -196,18 +196,21 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
 
 
 def _own_cache() -> Path:
-    """Return Inductor's cache: ours, unless the user or torch has set another.
+    """Return Inductor's cache: ours, unless the user has set another.
 
     Raises:
         ConfigError: others could write what would be loaded.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    cache = Path(os.environ.setdefault(name, str(cache_folder() / "inductor")))
+    # A folder in /tmp whose name anybody can guess; torch sets the variable to it when imported.
+    default, name = os.path.abspath(default_cache_dir()), "TORCHINDUCTOR_CACHE_DIR"
+    if os.environ.get(name, default) == default:
+        os.environ[name] = str(cache_folder().absolute() / "inductor")
+    cache = Path(os.environ[name])
     compiler.own_folder(cache, f"set {name} to a folder of your own")
-    # Compiled headers go to a folder in /tmp whose name anybody can guess, whatever is set.
-    compiler.own_folder(Path(default_cache_dir()), "set TMPDIR to a folder of your own")
+    # Compiled headers go to the default, whatever is set.
+    compiler.own_folder(Path(default), "set TMPDIR to a folder of your own")
     return cache
 
 

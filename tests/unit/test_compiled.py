@@ -150,7 +150,8 @@ def test_libraries_that_a_kill_cut_short_are_compiled_again(tmp_path):
     )
 
     def energy() -> str:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+        environment = {**os.environ, "MLIP_CACHE": str(tmp_path)}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
         command = [sys.executable, "-c", code, str(tmp_path / "potential")]
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True
@@ -197,7 +198,7 @@ def test_folders_that_others_can_write_to_are_refused(whose, tmp_path, monkeypat
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "the cache"))
     headers = "torch._inductor.runtime.cache_dir_utils.default_cache_dir"
     monkeypatch.setattr(headers, lambda: str(tmp_path / "headers"))
-    (tmp_path / whose).mkdir()
+    (tmp_path / whose).mkdir(exist_ok=True)  # torch makes its cache when imported
     (tmp_path / whose).chmod(0o777)
     potential = compile_potential(build("lennard_jones").freeze())
     with torch.no_grad(), pytest.raises(ConfigError, match=f"others may write to .*{whose}"):
