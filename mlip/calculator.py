@@ -69,7 +69,7 @@ class MLIPCalculator(Calculator):
             dtype: "float64" for phonons and tight relaxations; None keeps the trained one.
             rotations: order K of the group to average over: 1 (off), 12 (tetrahedral), 24
                 (octahedral) or 60 (icosahedral); costs K times as much.
-            compile: whether to compile the potential when it is first called: minutes, or seconds
+            compile: whether to compile the potential when it is first called: a minute, or less
                 once it is in the cache, for shorter calls from then on (dynamics, many structures).
             stress_weight: ignored; stress is in eV/Å³ always.
             **unknown: refused.

@@ -181,7 +181,7 @@ def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> F
     if reason := obstacle(potential):
         raise ConfigError(f"compile=true cannot be had: {reason}")
     use = "training" if trains else "use"
-    log.info("compiling the potential for %s: some minutes, or seconds if it is in the cache", use)
+    log.info("compiling the potential for %s: about a minute, less from the cache", use)
     _remove_cut_short(_own_cache())
     try:
         return _traced_and_compiled(potential, weights, trains)
