@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mlip.models.potential import Geometry, NodeOutput
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.radial import polynomial_envelope
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from mlip.models.facet import _coupling
+from mlip.models.geometry import Geometry
 from mlip.models.harmonics import even_paths
 from mlip.models.paths import Paths
-from mlip.models.potential import Geometry
 
 DEGREES = (0, 1, 2, 3)
 

@@ -288,7 +288,8 @@ class JoinedStore:
             int(k): self.pieces[k].store.compositions(indices[owner == k] - self.starts[k])
             for k in np.unique(owner)
         }
-        species = np.unique(np.concatenate([s for _, s in found.values()])).astype(int)
+        none = np.zeros(0, dtype=np.int64)
+        species = np.unique(np.concatenate([none, *(s for _, s in found.values())]))
         counts = np.zeros((len(indices), len(species)))
         for k, (part, own) in found.items():
             counts[np.ix_(owner == k, np.searchsorted(species, own))] = part

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip.graph import mean_of_graphs
-from mlip.models.potential import Geometry
+from mlip.models.geometry import Geometry
 from mlip.models.radial import BesselBasis, polynomial_envelope
 from mlip.models.recompute import recomputed
 
@@ -31,7 +31,7 @@ EXPONENT = 50.0  # e^50 is 1/u for the smallest envelope u > 0 that single preci
 MAX_WEIGHTS = 2**24  # attention weights computed at once, all heads together
 # Numbers in an (edges, D) array of a piece: little enough for a cache, enough to fill a device.
 PIECE = {"cpu": 2**20, "other": 2**22}
-KEPT = 4  # pieces of a layer that are not recomputed; training keeps about 30 arrays of each
+KEPT = 4  # pieces of a layer that are not recomputed
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Neighbourhoods:
         shape = torch.cat([torch.ones_like(r)[:, None], unit], dim=1)  # (E, 4)
         phases = torch.einsum("ex,hfx->ehf", vectors, frequencies)
         numbers = PIECE["cpu" if r.device.type == "cpu" else "other"]
-        width = 2 * phases[0].numel() if len(r) else 1
+        width = 2 * frequencies.shape[0] * frequencies.shape[1]
         atoms, edges = _pieces(centre, len(geometry.batch), max(1, numbers // width))
         first = torch.tensor([0, *atoms[:-1]]).cumsum(0).to(centre.device)
         sizes = torch.tensor(edges, device=centre.device)
@@ -191,8 +191,8 @@ class NeighbourAttention(_Heads):
     because the mean of n values of unit variance has variance 1/n. Values are filtered by a linear
     map of radial functions and directions, logits get a bias from the same. All are choices.
 
-    Memory: training on forces keeps some 30 numbers for every channel of every edge and layer, of
-    `KEPT` pieces; what goes beyond is recomputed, at 1.6 times the time of these.
+    Memory: training on forces keeps what second derivatives need of `KEPT` pieces; what goes beyond
+    is recomputed, which costs time.
     """
 
     def __init__(

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mlip.models.geometry import Geometry
 from mlip.models.harmonics import spherical_harmonics
 from mlip.models.kernels import compiler, fused_sum
 from mlip.models.kernels.layout import Coupling
 from mlip.models.kernels.neighbor_sum import fits, neighbor_sum
 from mlip.models.paths import Path, Paths
-from mlip.models.potential import Geometry
 from mlip.models.tracing import traced
 
 BLOCK = 16  # edges of one centre that are contracted together

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mlip.errors import DataError
-from mlip.models.potential import MAX_Z, Geometry
+from mlip.models.geometry import Geometry
+from mlip.models.potential import MAX_Z
 from mlip.models.tracing import traced
 
 MAX_CHARGE, MAX_SPIN = 20, 30

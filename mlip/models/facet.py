@@ -27,10 +27,10 @@ from torch.nn import functional as F  # noqa: N812  the name everybody uses
 from mlip.errors import ConfigError
 from mlip.models.edges import Edges
 from mlip.models.embedding import AtomEmbedding
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.harmonics import coupling, even_paths
 from mlip.models.options import check_at_least, check_degrees, check_word
 from mlip.models.paths import Paths
-from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis, BSplineBasis
 from mlip.models.readout import per_head, read_out
 from mlip.models.sphere import grid_matrices

@@ -48,8 +48,8 @@ from torch import Tensor, nn
 
 from mlip.errors import ConfigError
 from mlip.graph import mean_of_graphs
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.options import check_word
-from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import polynomial_envelope
 
 FRAMES = {"none": "none", "so3": "SO(3)", "o3": "O(3)"}

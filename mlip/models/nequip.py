@@ -30,9 +30,9 @@ from torch.nn import functional as F  # noqa: N812  the name everybody uses
 
 from mlip.models.edges import Edges
 from mlip.models.embedding import AtomEmbedding
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.options import check_at_least, check_degrees, check_word
 from mlip.models.paths import Paths
-from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 from mlip.models.readout import per_head, read_out
 

@@ -8,7 +8,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor, nn
 
-from mlip.models.potential import Geometry, NodeOutput
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.radial import polynomial_envelope
 
 COULOMB = 14.399645478425668  # e²/(4πε0), eV Å

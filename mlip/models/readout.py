@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlip.models.potential import Geometry
+from mlip.models.geometry import Geometry
 
 
 class PerHead(nn.ModuleList):

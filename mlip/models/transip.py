@@ -37,8 +37,8 @@ from mlip.models.attention import (
     Neighbourhoods,
 )
 from mlip.models.embedding import AtomEmbedding
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.options import check_at_least, check_word
-from mlip.models.potential import Geometry, NodeOutput
 from mlip.models.radial import BesselBasis
 from mlip.models.readout import per_head, read_out
 

@@ -37,11 +37,11 @@ def write_splits(folder: Path, record: dict[str, Any]) -> None:
         return {"frames": len(frames), "array": name}
 
     text = _replaced(record, named)
+    if sum(map(len, arrays.values())) <= LISTED:
+        text, arrays = listed(record), {}
     with ExitStack() as stack:
         path = stack.enter_context(atomic_write(folder / "splits.json"))
-        if sum(map(len, arrays.values())) <= LISTED:
-            text = listed(record)
-        else:
+        if arrays:
             values = stack.enter_context(atomic_write(folder / "splits.npz"))
             with values.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]

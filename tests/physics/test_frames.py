@@ -16,8 +16,9 @@ from torch import nn
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph
 from mlip.models.frame_averaging import FrameAveraged, principal_axes
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.pair import LennardJones
-from mlip.models.potential import Geometry, NodeOutput, Potential
+from mlip.models.potential import Potential
 
 SPECIES = (1, 6, 7, 8)
 ZERO = dict.fromkeys(SPECIES, 0.0)

@@ -15,8 +15,9 @@ from stencil import RELATIVE, STENCIL, STEP, slope, strained
 from torch import Tensor, nn
 
 from mlip.graph import AtomGraph
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.pair import LennardJones
-from mlip.models.potential import Geometry, NodeOutput, Potential
+from mlip.models.potential import Potential
 
 ZERO = {1: 0.0, 6: 0.0, 8: 0.0}
 

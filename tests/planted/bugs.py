@@ -818,6 +818,27 @@ SEVERAL = (
         (f"{SOURCES}::test_each_head_has_its_own_reference_energies",),
     ),
     Bug(
+        "a held-out part is filled beyond its share",
+        "mlip/data/splits.py",
+        "(2 * before + sizes[left] <= 2 * room)",
+        "(before <= room)",
+        ("tests/unit/data/test_splits.py::test_filling_a_part_is_greedy",),
+    ),
+    Bug(
+        "arrays of a split are written in the place of others",
+        "mlip/training/split_file.py",
+        'name = f"{len(arrays)}"',
+        'name = f"{len(arrays) // 2}"',
+        ("tests/unit/training/test_split_file.py::test_what_is_read_is_what_was_written",),
+    ),
+    Bug(
+        "elements are counted for the structures of other shards",
+        "mlip/data/store/reader.py",
+        "counts[places] = found",
+        "counts[: len(places)] = found",
+        ("tests/unit/data/test_store.py::test_compositions_are_counted_over_shards",),
+    ),
+    Bug(
         "structures of a joined store carry the head of another source",
         "mlip/data/sources.py",
         '"head": np.array([piece.head]),',

@@ -58,22 +58,24 @@ def numbers(out: Prediction) -> list[Tensor]:
     return [out.energy, out.forces, out.virial, out.node_energy, *features]
 
 
-def agree(ours: list[Tensor], plain: list[Tensor], tolerance: float = 1e-10) -> None:
+def assert_close_to(ours: list[Tensor], plain: list[Tensor], tolerance: float = 1e-10) -> None:
     for one, other in zip(ours, plain, strict=True):
         scale = max(float(other.detach().abs().max()), 1e-3)
         assert float((one - other).detach().abs().max()) < tolerance * scale
 
 
-def in_use(name: str, dtype: torch.dtype = torch.float64, tolerance: float = 1e-10) -> None:
+def assert_agrees_in_use(
+    name: str, dtype: torch.dtype = torch.float64, tolerance: float = 1e-10
+) -> None:
     plain = build(name).to(dtype).freeze()
     ours = compile_potential(copy.deepcopy(plain))
     for graph in batches(plain.cutoff):
         with torch.no_grad():
-            agree(numbers(ours(graph)), numbers(plain(graph)), tolerance)
+            assert_close_to(numbers(ours(graph)), numbers(plain(graph)), tolerance)
     assert len(ours.compiled._functions) == 1, "one graph for all sizes"
 
 
-def in_training(name: str) -> None:
+def assert_agrees_in_training(name: str) -> None:
     """The gradient of all that losses are made of, and what validation sees."""
     plain = build(name).train()
     ours = compile_potential(copy.deepcopy(plain))
@@ -91,18 +93,18 @@ def in_training(name: str) -> None:
                 seen = potential(graph)
             assert not seen.forces.requires_grad
             found.append([*numbers(out), *gradients, *numbers(seen)])
-        agree(*found)
+        assert_close_to(*found)
     assert len(ours.compiled._functions) == 1, "one graph for all sizes"
 
 
-@pytest.mark.parametrize("check", [in_use, in_training])
+@pytest.mark.parametrize("check", [assert_agrees_in_use, assert_agrees_in_training])
 def test_a_small_one_agrees(check):
     check("lennard_jones")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("check", [in_use, in_training])
+@pytest.mark.parametrize("check", [assert_agrees_in_use, assert_agrees_in_training])
 @pytest.mark.parametrize("name", [name for name in CAN if name != "lennard_jones"])
 def test_every_architecture_agrees(name, check):
     check(name)
@@ -112,7 +114,7 @@ def test_every_architecture_agrees(name, check):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["facet", "nequip"])
 def test_single_precision_agrees(name):
-    in_use(name, torch.float32, 1e-4)
+    assert_agrees_in_use(name, torch.float32, 1e-4)
 
 
 def test_hessians_are_refused():

@@ -19,10 +19,10 @@ from scipy.integrate import quad
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph
 from mlip.models.edges import Edges
+from mlip.models.geometry import Geometry
 from mlip.models.harmonics import coupling, even_paths
 from mlip.models.nequip import SILU_GAIN, TANH_GAIN, Convolution, Gate, Mix, NequIP, _coupling
 from mlip.models.nequip import _coupling as clebsch_gordan
-from mlip.models.potential import Geometry
 from mlip.models.registry import PotentialSpec, build_potential
 from mlip.training.config import load_config
 

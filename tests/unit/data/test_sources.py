@@ -317,6 +317,16 @@ def test_every_source_gets_its_share():
     assert np.bincount(sources[s.test], minlength=3).tolist() == [10, 4, 1]
 
 
+def test_every_head_is_trained_on_its_own_elements(files, tmp_path):
+    """However many crystals of one level of theory have chlorine: one molecule of the other has."""
+    odd = labelled(molecule("HCl"), PBE, mol_id="chlorine")
+    gas = saved(tmp_path / "chlorine.extxyz", [*molecules(), odd])
+    for seed in range(8):
+        data = prepare(both({**files, "gas": gas}, val_fraction=0.3), seed)
+        (pieces,) = [rows for pool, rows in data.chosen["train"] if pool.head == 1]
+        assert 10 in pieces
+
+
 def test_an_element_new_to_its_head_is_refused(files, tmp_path):
     odd = saved(tmp_path / "odd.extxyz", [labelled(molecule("HCl"), PBE)])
     sources = both(files)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph, collate
+from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.pair import LennardJones
-from mlip.models.potential import Geometry, NodeOutput, Potential
+from mlip.models.potential import Potential
 from mlip.training.loss import HuberLoss
 from mlip.training.objectives import (
     Augmented,
