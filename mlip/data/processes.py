@@ -103,8 +103,9 @@ def count_done(n: int) -> None:
 def _start(done: Any) -> None:
     global _done
     _done = done
-    # Or a worker hands an interrupt over as a result and takes the next item.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a command in the background does
+        # Or a worker hands an interrupt over as a result and takes the next item.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
