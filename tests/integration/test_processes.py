@@ -77,6 +77,16 @@ def test_two_processes_make_the_steps_of_one(trained):
     assert log.count("Report") == 1
 
 
+@pytest.mark.slow
+def test_two_processes_that_compile_make_the_same_steps(trained, environment, tmp_path):
+    words = ["trainer.devices=2", "data.batch_size=7", "trainer.compile=true"]
+    subprocess.run(
+        command(*words, f"out_dir={tmp_path}/run"),
+        env={**environment, "MLIP_KERNELS": "auto"}, check=True, timeout=280,
+    )  # fmt: skip
+    assert_same_weights(trained(1), tmp_path / "run", 1e-9)
+
+
 def test_a_signal_to_one_process_stops_all_and_they_go_on_together(trained, environment, tmp_path):
     out = tmp_path / "run"
     words = ["trainer.devices=2", "data.batch_size=7", f"out_dir={out}"]
