@@ -9,10 +9,11 @@ shapes with 89 elements, and random weights where none ship: time depends on sha
 
     python scripts/compare_peers.py --json data/results/peers.json --figure data/results/peers.png
     python scripts/compare_peers.py --tasks calls training --models facet-s mace-small --rounds 3
-    python scripts/compare_peers.py --models facet-s "facet-s (torch)" "facet-s (6 Å)"
+    python scripts/compare_peers.py --models facet-s "facet-s (compiled)" "facet-s (6 Å)"
     python scripts/compare_peers.py --summary data/results/peers.json
 
-Of a model of ours, (torch) is that without compiled kernels and (6 Å) that with another cutoff.
+Of a model of ours, (torch) is that without kernels in C, (compiled) that with `compile=True`, and
+(6 Å) that with another cutoff.
 """
 
 from __future__ import annotations

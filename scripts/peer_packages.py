@@ -3,7 +3,7 @@
 Every class has `cutoff` (Å), `parameters` (how many), `calculator()` (ASE's, in single precision)
 and `trainer(structures)`. All models have the published shapes with 89 elements; weights are random
 where none ship with the package, for the time of a call depends on shapes alone. No model is
-compiled, each package is used as its own documentation first shows it.
+compiled that is not called so; each package is used as its own documentation first shows it.
 
 Each class imports its package when it is made: in one environment there is one of them.
 """
@@ -54,8 +54,14 @@ class Subject(Protocol):
 class Ours:
     """A choice of conf/model; or a potential file, which is how users start."""
 
-    def __init__(self, model: str, cutoff: float | None = None, file: str | None = None) -> None:
-        self._file = file
+    def __init__(
+        self,
+        model: str,
+        cutoff: float | None = None,
+        file: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        self._file, self._compile = file, compile
         if file is None:
             from benchmark import untrained
 
@@ -70,12 +76,17 @@ class Ours:
     def calculator(self) -> Calculator:
         from mlip import MLIPCalculator
 
-        return MLIPCalculator(self._file or self._potential, device="cpu")
+        given = self._file or self._potential
+        return MLIPCalculator(given, device="cpu", compile=self._compile)
 
     def trainer(self, structures: Sequence[ase.Atoms]) -> Trainer:
         from mlip.graph import AtomGraph, collate
 
         potential = self._potential.train()
+        if self._compile:
+            from mlip.models.compiled import compile_potential
+
+            compile_potential(potential)
         graph = collate([AtomGraph.from_atoms(atoms, self.cutoff) for atoms in structures])
         periodic = all(atoms.pbc.all() for atoms in structures)
 

@@ -54,15 +54,17 @@ class Model:
         if name in PEERS:
             return cls(name, PEERS[name], {"name": name})
         known = sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml"))
-        match = re.fullmatch(r"([\w-]+)(?: \((?:(torch)|([\d.]+) Å)\))?", name)
+        match = re.fullmatch(r"([\w-]+)(?: \((?:(torch)|(compiled)|([\d.]+) Å)\))?", name)
         if match is None or match[1] not in known:
             raise ConfigError(
                 f"there is no model {name!r}; there are {', '.join([*PEERS, *known])}, the latter "
-                "also as 'NAME (torch)' and 'NAME (6 Å)'"
+                "also as 'NAME (torch)', 'NAME (compiled)' and 'NAME (6 Å)'"
             )
         options: dict[str, Any] = {"name": match[1]}
         if match[3]:
-            options["cutoff"] = float(match[3])
+            options["compile"] = True
+        if match[4]:
+            options["cutoff"] = float(match[4])
         return cls(name, "mlip", options, match[2])
 
 

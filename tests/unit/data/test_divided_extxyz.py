@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -176,16 +177,22 @@ def test_a_file_that_is_cut_short(file, tmp_path, whole, cut_off):
 
 
 def test_the_first_fault_of_a_file_is_named_whoever_is_faster(file, tmp_path, monkeypatch):
-    """The first part is the larger by far; the fault at its end is found last."""
-    frames = [crystal(k) for k in range(3000)]
-    size = sum(map(len, frames[:2900]))
-    monkeypatch.setitem(readers._SPLIT, "extxyz", (split_extxyz, size))
-    for k in (2895, 2901):
+    """Here the last part is always the one that is heard of first."""
+
+    def the_last(running, **_):
+        *_, future = running
+        future.exception()  # wait for it
+        return {future}, set()
+
+    monkeypatch.setattr(importlib.import_module("mlip.data.store.build"), "wait", the_last)
+    frames = [crystal(k) for k in range(30)]
+    monkeypatch.setitem(readers._SPLIT, "extxyz", (split_extxyz, sum(map(len, frames[:15]))))
+    for k in (12, 18):
         frames[k] = frames[k].replace("Si", "Xx", 1)
     file.write_text("".join(frames))
     kind, text = message(build, tmp_path / "s", [file], processes=2)
     assert kind == DataError.__name__
-    assert f"{file}: frame 2895:" in text
+    assert f"{file}: frame 12:" in text
 
 
 def never_ending(path, size):
