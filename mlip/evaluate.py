@@ -19,14 +19,31 @@ from mlip.quantities import QUANTITIES
 
 
 class ErrorSums:
-    """Accumulate errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components."""
+    """Accumulate errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components.
+
+    Sums stay where the predictions are until somebody asks for them: an accelerator is not waited
+    for after every batch.
+    """
 
     NAMES = tuple(QUANTITIES)
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(len(self.NAMES), 3, dtype=torch.float64)  # |x|, x², count
-        self.cosine = torch.zeros(2, dtype=torch.float64)  # sum, count
-        self.slope = torch.zeros(2, dtype=torch.float64)  # predicted along true forces, true ones
+        self._state = torch.zeros(3 * len(self.NAMES) + 4, dtype=torch.float64)
+
+    @property
+    def sums(self) -> Tensor:
+        """For each of `NAMES` |x|, x², count."""
+        return self._state[:-4].view(-1, 3)
+
+    @property
+    def cosine(self) -> Tensor:
+        """Sum of the cosines between predicted and true forces, and count."""
+        return self._state[-4:-2]
+
+    @property
+    def slope(self) -> Tensor:
+        """Predicted forces along the true ones, and these along themselves."""
+        return self._state[-2:]
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
         """Add a batch. Labels that are NaN are not counted; predictions that are NaN must show."""
@@ -39,18 +56,17 @@ class ErrorSums:
             (prediction.forces - graph.forces, ~torch.isnan(graph.forces)),
             (prediction.stress - graph.stress, ~torch.isnan(graph.stress) & crystals),
         )
-        for row, (error, labelled) in enumerate(errors):
-            known = error[labelled].detach().double().cpu()
-            self.sums[row] += torch.stack(
-                [known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]
-            )
+        found: list[Tensor] = []
+        for error, labelled in errors:
+            known = error.detach().double().where(labelled, 0.0)
+            found += [known.abs().sum(), known.square().sum(), labelled.sum()]
         labelled = ~torch.isnan(graph.forces).any(1)
-        true, predicted = graph.forces[labelled].double(), prediction.forces[labelled].double()
-        along = torch.stack([(true * predicted).sum(), true.square().sum()])
-        self.slope += along.detach().cpu()
-        known = labelled & (graph.forces.norm(dim=1) > 1e-3)
-        cosine = torch.cosine_similarity(prediction.forces[known], graph.forces[known])
-        self.cosine += torch.stack([cosine.sum(), cosine.new_tensor(cosine.numel())]).cpu().detach()
+        true = graph.forces.double().where(labelled[:, None], 0.0)
+        predicted = prediction.forces.detach().double().where(labelled[:, None], 0.0)
+        known = labelled & (true.norm(dim=1) > 1e-3)
+        cosine = torch.cosine_similarity(predicted, true).where(known, 0.0)
+        found += [cosine.sum(), known.sum(), (true * predicted).sum(), true.square().sum()]
+        self._state = self._state.to(energy.device) + torch.stack([x.double() for x in found])
 
     def compute(self) -> dict[str, float]:
         """Return `*_mae`, `*_rmse`, `forces_cos` and `forces_slope` of the labels that occurred.
@@ -59,6 +75,7 @@ class ErrorSums:
         the potential is too soft (Deng et al., npj Comput. Mater. 11, 9, 2025).
         """
         out: dict[str, float] = {}
+        self._state = self._state.cpu()
         for name, (absolute, square, count) in zip(self.NAMES, self.sums.tolist(), strict=True):
             if count:
                 out[f"{name}_mae"] = absolute / count
@@ -71,17 +88,15 @@ class ErrorSums:
 
     def counts(self) -> dict[str, int]:
         """Return how many numbers each error is over."""
-        return {name: int(c) for name, c in zip(self.NAMES, self.sums[:, 2], strict=True)}
+        return {n: int(c) for n, c in zip(self.NAMES, self.sums[:, 2].tolist(), strict=True)}
 
     def state(self) -> Tensor:
         """Return everything as one tensor, to be summed over ranks."""
-        return torch.cat([self.sums.flatten(), self.cosine, self.slope])
+        return self._state
 
     def load(self, state: Tensor) -> None:
         """Take what `state` returned."""
-        self.sums = state[:-4].reshape(self.sums.shape).double().cpu()
-        self.cosine = state[-4:-2].double().cpu()
-        self.slope = state[-2:].double().cpu()
+        self._state = state.double()
 
 
 class SourceErrors:
@@ -89,16 +104,17 @@ class SourceErrors:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.sums = {name: ErrorSums() for name in names}
-        self.structures = torch.zeros(len(names), dtype=torch.int64)
-        self.atoms = torch.zeros(len(names), dtype=torch.int64)
+        self._sizes = torch.zeros(len(names), 2, dtype=torch.int64)  # structures, atoms
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
         """Add a batch: to each source, with the labels of the others taken away."""
+        sizes = []
         for k, sums in enumerate(self.sums.values()):
             own = graph.source == k
-            self.structures[k] += own.sum().cpu()
-            self.atoms[k] += graph.num_atoms[own].sum().cpu()
+            sizes.append(torch.stack([own.sum(), (own * graph.num_atoms).sum()]))
             sums.update(prediction, _with_labels_of(graph, own))
+        if sizes:
+            self._sizes = self._sizes.to(graph.source.device) + torch.stack(sizes)
 
     def compute(self) -> dict[str, float]:
         """Return the errors of all, as SOURCE/forces_mae."""
@@ -109,13 +125,11 @@ class SourceErrors:
         return {
             name: Evaluation(
                 metrics=sums.compute(),
-                counts={
-                    "structures": int(self.structures[k]),
-                    "atoms": int(self.atoms[k]),
-                    **sums.counts(),
-                },
+                counts={"structures": structures, "atoms": atoms, **sums.counts()},
             )
-            for k, (name, sums) in enumerate(self.sums.items())
+            for (name, sums), (structures, atoms) in zip(
+                self.sums.items(), self._sizes.tolist(), strict=True
+            )
         }
 
 

@@ -29,8 +29,9 @@ class WarmEMA(WeightAveraging):
     """Exponential moving average of weights with decay min(decay, (1 + n)/(10 + n))."""
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: Any, current: Any, count: Any) -> None:
-            n = float(count)
+        def average(averaged: Any, current: Any, _: Any) -> None:
+            model: Any = self._average_model
+            n = float(model.n_averaged)  # not the copy beside the weights, which are elsewhere
             share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
             for old, new in zip(averaged, current, strict=True):
                 if old.is_floating_point():
@@ -41,6 +42,12 @@ class WarmEMA(WeightAveraging):
         super().__init__(use_buffers=False, multi_avg_fn=average)
         self.decay = decay
         self._swapped = False  # the module holds the average, as it does during validation
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin with the weights; the number of steps is asked for after each, so it stays here."""
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the average."""

@@ -79,11 +79,12 @@ class HuberLoss:
 
     def _sum(self, residual: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         known = ~torch.isnan(label)  # labels decide: a prediction that is NaN must stay visible
-        chosen, weight = residual[known], weight.expand_as(residual)[known]
-        size = chosen.abs()
+        # not residual[known], for whose size an accelerator would be waited for
+        residual = residual.where(known, 0.0)
+        size = residual.abs()
         delta = self.delta
-        loss = torch.where(size < delta, 0.5 * chosen.square(), delta * (size - 0.5 * delta))
-        return torch.stack([(weight * loss).sum(), loss.new_tensor(float(loss.numel()))])
+        loss = torch.where(size < delta, 0.5 * residual.square(), delta * (size - 0.5 * delta))
+        return torch.stack([(weight * loss).sum(), known.sum().to(loss.dtype)])
 
 
 class LossTotal:

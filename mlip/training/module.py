@@ -19,7 +19,7 @@ from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.symmetry import random_rotations, rotated
 from mlip.training.loss import HuberLoss, LossTotal
-from mlip.training.objectives import LatentEquivariance, Standard
+from mlip.training.objectives import LatentEquivariance, Lesson, Standard
 from mlip.training.optimizers import make_optimizer
 from mlip.training.processes import AveragedGradients, SharedLoss, gathered, summed
 
@@ -102,6 +102,7 @@ class PotentialModule(L.LightningModule):
         self.sources = tuple(sources)  # whose errors are also logged apart
         self.bad_steps = 0
         self.last_batch: AtomGraph | None = None
+        self._lesson: Lesson  # of this step
         self._reset("train")
         self._reset("val")
 
@@ -117,12 +118,8 @@ class PotentialModule(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
         self.last_batch = batch
         progress = self.limits.progress(self.global_step, self.steps_per_epoch)
-        lesson = self.objective(self.potential, batch, self.shared_loss, progress)
-        if bool(torch.isfinite(lesson.loss.detach())):  # else skipped: it must not spoil the means
-            self._add("train", lesson.sums, lesson.prediction, lesson.graph)
-            for name, value in lesson.monitors.items():
-                self._monitors.setdefault(name, []).append(value)
-        return lesson.loss
+        self._lesson = self.objective(self.potential, batch, self.shared_loss, progress)
+        return self._lesson.loss
 
     def validation_step(self, batch: AtomGraph, batch_idx: int) -> None:
         """Add one batch to the validation errors.
@@ -157,8 +154,12 @@ class PotentialModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose gradient is not finite; stop after three in a row."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        if gradients and bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all()):
+        sums = [p.grad.sum() for p in self.parameters() if p.grad is not None]
+        # the one look at numbers in a step, for which an accelerator is waited for
+        loss_is, gradient_is = _finite(self._lesson.loss.detach(), sums)
+        if loss_is:  # else skipped: it must not spoil the means
+            self._learnt(self._lesson)
+        if gradient_is:
             self.bad_steps = 0
             return
         optimizer.zero_grad(set_to_none=True)
@@ -176,6 +177,12 @@ class PotentialModule(L.LightningModule):
             log.warning(
                 "step %d: gradient is not finite, step skipped (%s)", self.global_step, frames
             )
+
+    def _learnt(self, lesson: Lesson) -> None:
+        """Add the errors of the step."""
+        self._add("train", lesson.sums, lesson.prediction, lesson.graph)
+        for name, value in lesson.monitors.items():
+            self._monitors.setdefault(name, []).append(value)
 
     def _frames(self, batch: AtomGraph | None) -> str:
         """Say which structures a batch is made of, by source where there are several."""
@@ -254,3 +261,10 @@ class PotentialModule(L.LightningModule):
             self._symmetry = {"frame": ErrorSums(), "rotation": ErrorSums()}
         self._totals[part], self._errors[part] = LossTotal(self.loss), ErrorSums()
         self._by_source[part] = SourceErrors(self.sources)
+
+
+def _finite(loss: Tensor, gradients: Sequence[Tensor]) -> tuple[bool, bool]:
+    """Say whether a loss is finite, and whether there are gradients and all of them are."""
+    whole = torch.stack(list(gradients)) if gradients else torch.full_like(loss, math.nan)
+    first, second = torch.stack([torch.isfinite(x).all() for x in (loss, whole)]).tolist()
+    return first, second

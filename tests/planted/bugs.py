@@ -34,6 +34,7 @@ CALCULATOR = "tests/unit/test_calculator.py"
 SUMS = "tests/unit/test_kernels.py"
 FUSED = "tests/unit/test_fused_sum.py"
 COMPARE = "tests/integration/test_compare.py"
+ELSEWHERE = "tests/integration/test_elsewhere.py"
 
 OTHER_KEY = "test_frames_whose_label_is_under_another_key_than_in_earlier_stretches"
 
@@ -386,15 +387,15 @@ TRAINING = (
     Bug(
         "missing labels are masked by multiplication",
         "mlip/training/loss.py",
-        "residual[known], weight.expand_as(residual)[known]",
-        "residual * known, weight.expand_as(residual) * known",
+        "residual.where(known, 0.0)",
+        "residual * known",
         (f"{LOSS}::test_half_labelled_batches_have_finite_gradients_equal_to_the_labelled_half",),
     ),
     Bug(
         "missing labels count as errors of zero",
         "mlip/training/loss.py",
-        "residual[known], weight.expand_as(residual)[known]",
-        "residual.nan_to_num(0.0), weight.expand_as(residual)",
+        "known.sum().to(loss.dtype)",
+        "loss.new_tensor(float(loss.numel()))",
         (f"{LOSS}::test_half_labelled_batches_have_finite_gradients_equal_to_the_labelled_half",),
     ),
     Bug(
@@ -407,8 +408,8 @@ TRAINING = (
     Bug(
         "errors are means of the means of batches",
         "mlip/evaluate.py",
-        "[known.abs().sum(), known.square().sum(), torch.tensor(float(known.numel()))]",
-        "[known.abs().mean(), known.square().mean(), torch.tensor(float(known.numel() > 0))]",
+        "[known.abs().sum(), known.square().sum(), labelled.sum()]",
+        "[known.abs().mean(), known.square().mean(), labelled.any()]",
         (f"{LOSS}::test_errors_do_not_depend_on_the_batch_size",),
     ),
     Bug(
@@ -1111,6 +1112,30 @@ DIVIDING = (
     ),
 )
 
+PLACES = (
+    Bug(
+        "a constant of a model stays on the CPU",
+        FACET,
+        "torch.tensor(shares, dtype=dtype, device=device)",
+        "torch.tensor(shares, dtype=dtype)",
+        (f"{ELSEWHERE}::test_predictions_and_gradients_of_weights",),
+    ),
+    Bug(
+        "an accelerator is waited for between forward and backward",
+        "mlip/training/module.py",
+        "return self._lesson.loss\n",
+        "return self._lesson.loss * float(bool(self._lesson.loss > -1))\n",
+        (f"{ELSEWHERE}::test_a_whole_run_there_writes_the_potential_of_one_here",),
+    ),
+    Bug(
+        "labels are picked out of a batch one by one",
+        "mlip/evaluate.py",
+        "error.detach().double().where(labelled, 0.0)",
+        "error.detach().double()[labelled]",
+        (f"{ELSEWHERE}::test_a_whole_run_there_writes_the_potential_of_one_here",),
+    ),
+)
+
 BUGS = (
     *MECHANICS,
     *LATTICE,
@@ -1126,4 +1151,5 @@ BUGS = (
     *KERNELS,
     *IN_PLACE,
     *DIVIDING,
+    *PLACES,
 )
