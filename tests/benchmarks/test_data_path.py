@@ -28,7 +28,7 @@ import pytest
 import torch
 
 from mlip.data.batching import Budget, GraphLoader
-from mlip.data.readers import Frame, Piece, read_structures
+from mlip.data.readers import Block, Frame, Piece, read_structures
 from mlip.data.store import Store, build
 from mlip.data.store.layout import MANIFEST, SHARDS, make_manifest
 from mlip.data.store.writer import ShardWriter
@@ -277,14 +277,14 @@ def made_store(folder: Path, structures: int) -> None:
     first.mkdir(parents=True)
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3) * 1.5
     with ShardWriter(first) as writer:
-        for k in range(100_000):
-            n = int(rng.integers(2, 60))
-            positions = grid[:n] + rng.uniform(-0.2, 0.2, (n, 3))
-            results = {"energy": -float(n), "forces": positions}
-            frame = Frame(
-                np.full(n, 6), positions, np.zeros((3, 3)), np.zeros(3, bool), results, {}
-            )
-            writer.add(frame, 0, k, Piece(folder, "extxyz", 0))
+        for k in range(0, 100_000, 100):
+            frames = []
+            for n in rng.integers(2, 60, 100).tolist():
+                positions = grid[:n] + rng.uniform(-0.2, 0.2, (n, 3))
+                results = {"energy": -float(n), "forces": positions}
+                axes = np.zeros((3, 3)), np.zeros(3, bool)
+                frames.append(Frame(np.full(n, 6), positions, *axes, results, {}))
+            writer.add(Block.of(frames), 0, k, Piece(folder, "extxyz", 0))
         writer.finish(last=True, part_of=0)
     one = json.loads((first / "shard.json").read_text())
     shards = [

@@ -119,8 +119,8 @@ MECHANICS = (
     Bug(
         "a fault in a block of frames is put on another frame",
         "mlip/data/readers/blocks.py",
-        "enumerate(block, start=index)",
-        "enumerate(block, start=first)",
+        "_canonical(canonical, some, index)",
+        "_canonical(canonical, some, first)",
         ("tests/unit/readers/test_blocks.py::test_a_fault_is_that_of_its_frame",),
     ),
     Bug(

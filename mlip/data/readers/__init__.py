@@ -17,15 +17,15 @@ from typing import Any, Final
 from ase import Atoms
 
 from mlip.data.readers.ase_db import read_json_db, read_sqlite, read_traj, read_with_ase
-from mlip.data.readers.blocks import canonical_frames
+from mlip.data.readers.blocks import canonical_blocks, in_lists
 from mlip.data.readers.by_number import Frames, require_by_number
 from mlip.data.readers.canonical import Canonicalizer
 from mlip.data.readers.extxyz import read_extxyz
 from mlip.data.readers.extxyz_parts import split_extxyz
-from mlip.data.readers.frames import Frame, RawFrame
+from mlip.data.readers.frames import Block, Frame, RawBlock, RawFrame
 from mlip.data.readers.materials import split_materials
 from mlip.data.readers.matpes import read_matpes
-from mlip.data.readers.mptrj import read_mptrj
+from mlip.data.readers.mptrj import read_mptrj, read_mptrj_blocks
 from mlip.data.readers.npz import read_npz
 from mlip.data.readers.omol25 import read_aselmdb, read_natoms, split_aselmdb
 from mlip.data.readers.options import LabelKeys, ReadOptions
@@ -42,6 +42,7 @@ from mlip.errors import ConfigError, DataError
 
 __all__ = [
     "FORMATS",
+    "Block",
     "Frame",
     "FrameKeys",
     "Frames",
@@ -54,6 +55,7 @@ __all__ = [
     "expand_paths",
     "inspect_frames",
     "inspect_piece",
+    "read_blocks",
     "read_frames",
     "read_natoms",
     "read_structures",
@@ -87,6 +89,10 @@ _PARTS: Final[dict[str, Callable[[Path, Any, ReadOptions], Iterator[RawFrame]]]]
     "aselmdb": lambda path, span, o: read_aselmdb(path, span, keep_all=o.keep_info),
     "extxyz": lambda path, span, _: read_extxyz(path, span),
     "mptrj": lambda path, span, _: read_mptrj(path, span),
+}
+# Formats whose readers have many frames behind one another anyway.
+_STACKED: Final[dict[str, Callable[[Path, Any], Iterator[RawBlock | list[RawFrame]]]]] = {
+    "mptrj": read_mptrj_blocks,
 }
 _FIRST: Final = {"aselmdb": 0, "extxyz": 2}  # which number of a span is that of the first frame
 # Formats whose readers hand over eV, eV/Å and eV/Å³, and the units that the files themselves have.
@@ -270,9 +276,15 @@ def read_frames(piece: Piece, noticed: Noticed | None = None, **options: Any) ->
         DataError: a frame is bad.
         ConfigError: an option is unknown.
     """
+    for block in read_blocks(piece, noticed, **options):
+        yield from block.frames()
+
+
+def read_blocks(piece: Piece, noticed: Noticed | None = None, **options: Any) -> Iterator[Block]:
+    """Read canonical frames in blocks of some dozens; arguments and errors as of `read_frames`."""
     parsed = ReadOptions.parse(options)
     canonical = _canonicalizer(piece, parsed, noticed)
-    yield from canonical_frames(canonical, _raw_frames(piece, parsed), piece.first or 0)
+    yield from canonical_blocks(canonical, _raw_blocks(piece, parsed), piece.first or 0)
     if noticed is None:
         canonical.finish()
 
@@ -288,6 +300,12 @@ def _raw_frames(piece: Piece, options: ReadOptions) -> Iterator[RawFrame]:
     if piece.span is None:
         return _READERS[piece.kind](piece.path, options)
     return _PARTS[piece.kind](piece.path, piece.span, options)
+
+
+def _raw_blocks(piece: Piece, options: ReadOptions) -> Iterator[RawBlock | list[RawFrame]]:
+    if piece.kind in _STACKED:
+        return _STACKED[piece.kind](piece.path, piece.span)
+    return in_lists(_raw_frames(piece, options))
 
 
 def _check_units(file: Path, kind: str, options: ReadOptions) -> None:

@@ -1,4 +1,4 @@
-"""Canonical frames in blocks: what `Canonicalizer.arrays` gives for each, at a third of its cost.
+"""Canonical frames in blocks: what `Canonicalizer.arrays` gives for each, much faster.
 
 Numbers are checked and converted for all frames of a block together. If any of them is not plainly
 right, the frames are gone through one by one, which names the frame and its fault.
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlip.data.readers.canonical import Canonicalizer
-from mlip.data.readers.frames import Frame, RawFrame
+from mlip.data.readers.canonical import SEARCH, Canonicalizer
+from mlip.data.readers.frames import Block, Column, RawBlock, RawFrame, parts_of
+from mlip.data.readers.options import LabelKeys
 from mlip.data.readers.stacked import (
     Doubtful,
     check_cells,
-    parts_of,
+    check_finite,
+    check_numbers,
     stacked_floats,
     stacked_numbers,
     stacked_pbc,
@@ -28,140 +30,192 @@ from mlip.errors import DataError
 
 BLOCK: Final = 64  # frames; their arrays stay in the processor's cache
 _NO_CELL: Final = np.zeros((3, 3))
-Labels = dict[str, tuple[str, Any]]  # name and value of each that a frame has
+T = TypeVar("T")
 
 
-def canonical_frames(
-    canonical: Canonicalizer, raw: Iterable[RawFrame], first: int
-) -> Iterator[Frame]:
-    """Yield the canonical form of frames as arrays, which are views of larger ones.
+def in_lists(frames: Iterable[T]) -> Iterator[list[T]]:
+    """Yield frames in lists; when reading fails, first those that came before."""
+    some: list[T] = []
+    try:
+        for frame in frames:
+            some.append(frame)
+            if len(some) == BLOCK:
+                yield some
+                some = []
+    except DataError:
+        if some:
+            yield some
+        raise
+    if some:
+        yield some
+
+
+def canonical_blocks(
+    canonical: Canonicalizer, raw: Iterable[RawBlock | list[RawFrame]], first: int
+) -> Iterator[Block]:
+    """Yield the canonical form of frames.
 
     Args:
         canonical: of their file.
-        raw: the frames as the file has them.
+        raw: the frames as the file has them, stacked by the reader or in lists.
         first: number of the first in the file.
 
     Raises:
         DataError: a frame is bad; those before it have been yielded.
     """
     index = first
-    for block in _blocks(raw):
+    for some in raw:
+        for block in _canonical(canonical, some, index):
+            yield block
+            index += len(block)
+
+
+def _canonical(
+    canonical: Canonicalizer, raw: RawBlock | list[RawFrame], first: int
+) -> Iterable[Block]:
+    """Return a block if that is enough; what is doubtful is looked at more closely, twice."""
+    if isinstance(raw, RawBlock):
         try:
-            done: Iterable[Frame] = _together(canonical, block)
+            return [_checked(canonical, _noticed(canonical, raw))]
         except (Doubtful, DataError):
-            done = (canonical.arrays(frame, k) for k, frame in enumerate(block, start=index))
-        yield from done
-        index += len(block)
-
-
-def _blocks(raw: Iterable[RawFrame]) -> Iterator[list[RawFrame]]:
-    """Yield frames in lists; when reading fails, first those that came before."""
-    block: list[RawFrame] = []
+            raw = list(raw.frames())
     try:
-        for frame in raw:
-            block.append(frame)
-            if len(block) == BLOCK:
-                yield block
-                block = []
-    except DataError:
-        yield block
-        raise
-    yield block
+        return [_checked(canonical, _stacked(canonical, raw))]
+    except (Doubtful, DataError):
+        alone = (canonical.arrays(frame, k) for k, frame in enumerate(raw, start=first))
+        return map(Block.of, in_lists(alone))
 
 
-def _together(canonical: Canonicalizer, raw: Sequence[RawFrame]) -> list[Frame]:
-    """Return the canonical form of all; what may count something comes after what may fail."""
-    if not raw:
-        return []
-    numbers = stacked_numbers([f.numbers for f in raw])
-    counts = [len(f.numbers) for f in raw]
-    positions = _vectors([f.positions for f in raw], counts)
-    cells = stacked_floats(
-        [_NO_CELL if f.cell is None else f.cell for f in raw], repeat((3, 3), len(raw))
-    ).reshape(-1, 3, 3)
-    pbc = stacked_pbc([f.pbc for f in raw])
-    check_cells(cells, pbc)
-    frames = [
-        Frame(*arrays, results={}, info={})
-        for arrays in zip(
-            parts_of(numbers, counts), parts_of(positions, counts), cells, pbc, strict=True
-        )
-    ]
-    found = [canonical.find(f, "") for f in raw]
-    _add_forces(canonical, found, frames)
-    for frame, labels, source in zip(frames, found, raw, strict=True):
-        frame.info = canonical.info(source, frame.numbers, "")
-        if "energy" in labels:
-            name, value = labels["energy"]
-            frame.results["energy"] = canonical.energy_of(value, name, "")
-    _add_stresses(canonical, found, frames)
-    _add_magmoms(canonical, found, frames)
-    canonical.count += len(raw)
-    return frames
+def _noticed(canonical: Canonicalizer, raw: RawBlock) -> RawBlock:
+    """Return the block, having remembered where its labels are.
+
+    Raises:
+        Doubtful: the options name labels that may be somewhere else.
+        DataError: earlier frames have one under another key.
+    """
+    if canonical.options.keys != LabelKeys() or canonical.options.energy != "uncorrected":
+        raise Doubtful
+    canonical.find(RawFrame((), (), results=raw.labels), "")
+    return raw
 
 
-def _add_forces(canonical: Canonicalizer, found: Sequence[Labels], frames: Sequence[Frame]) -> None:
-    """Put the forces of those that have some into their results."""
-    owners, values, _ = _of("forces", found, frames)
-    if not owners:
-        return
-    counts = [len(frame.numbers) for frame in owners]
-    forces = _vectors(values, counts) * canonical.force_factor
-    _put("forces", parts_of(forces, counts), owners)
+def _stacked(canonical: Canonicalizer, frames: Sequence[RawFrame]) -> RawBlock:
+    """Put frames behind one another, and find their labels.
+
+    Raises:
+        Doubtful: something is no plain array of the shape that it should have.
+        DataError: a frame has a label under another key than those before it.
+    """
+    counts = np.array([len(frame.numbers) for frame in frames])
+    cells = [_NO_CELL if frame.cell is None else frame.cell for frame in frames]
+    found = [canonical.find(frame, "") for frame in frames]
+    labels = {}
+    for label in SEARCH:
+        has = np.array([label in hits for hits in found])
+        if has.any():
+            names, values = zip(*[hits[label] for hits in found if label in hits], strict=True)
+            labels[label] = Column(has, values, names)
+    return RawBlock(
+        counts,
+        stacked_numbers([frame.numbers for frame in frames]),
+        stacked_floats([frame.positions for frame in frames], _vectors(counts)),
+        stacked_floats(cells, repeat((3, 3), len(cells))).reshape(-1, 3, 3),
+        stacked_pbc([frame.pbc for frame in frames]),
+        labels,
+        info=[frame.info for frame in frames],
+    )
 
 
-def _add_stresses(
-    canonical: Canonicalizer, found: Sequence[Labels], frames: Sequence[Frame]
-) -> None:
-    owners, values, names = _of("stress", found, frames)
-    if not owners:
-        return
+def _checked(canonical: Canonicalizer, raw: RawBlock) -> Block:
+    """Return the canonical form.
+
+    Raises:
+        Doubtful: something is not plainly right.
+        DataError: something is wrong.
+    """
+    check_numbers(raw.numbers)
+    check_finite(raw.positions)
+    check_finite(raw.cell)
+    check_cells(raw.cell, raw.pbc)
+    numbers = parts_of(raw.numbers, raw.counts.tolist())
+    block = Block(
+        raw.counts,
+        raw.numbers,
+        raw.positions,
+        raw.cell,
+        raw.pbc,
+        energy=np.full(len(raw.counts), np.nan),
+        forces=np.full((len(raw.numbers), 3), np.nan),
+        stress=np.full((len(raw.counts), 6), np.nan),
+        magmoms=np.full(len(raw.numbers), np.nan),
+        info=[canonical.info(one, n, "") for one, n in zip(raw.info, numbers, strict=True)],
+    )
+    for label, convert in _CONVERT.items():
+        if label in raw.labels:
+            convert(canonical, raw.labels[label], block)
+    canonical.count += len(block)
+    return block
+
+
+def _add_forces(canonical: Canonicalizer, column: Column, block: Block) -> None:
+    counts = block.counts[column.has]
+    forces = check_finite(stacked_floats(column.values, _vectors(counts)))
+    block.forces[np.repeat(column.has, block.counts)] = forces * canonical.force_factor
+
+
+def _add_energies(canonical: Canonicalizer, column: Column, block: Block) -> None:
+    energies = zip(column.values, column.names, strict=True)
+    block.energy[column.has] = [canonical.energy_of(value, name, "") for value, name in energies]
+
+
+def _add_stresses(canonical: Canonicalizer, column: Column, block: Block) -> None:
+    cells, pbc = block.cell[column.has], block.pbc[column.has]
     try:
-        if any(map(canonical.is_virial, set(names))) or not np.array([f.pbc for f in owners]).all():
+        if any(map(canonical.is_virial, set(column.names))) or not pbc.all():
             raise Doubtful
-        tensors = stacked_floats(values, repeat((3, 3), len(values))).reshape(-1, 3, 3)
-        stresses: Iterable[Any] = voigt_of(tensors * canonical.stress_factor)
+        tensors = check_finite(stacked_floats(column.values, repeat((3, 3), len(pbc))))
+        stresses: Any = voigt_of(tensors.reshape(-1, 3, 3) * canonical.stress_factor)
     except Doubtful:
         stresses = [
-            canonical.stress_of(value, name, f.cell, f.pbc, "")
-            for value, name, f in zip(values, names, owners, strict=True)
+            canonical.stress_of(value, name, cell, axes, "")
+            for value, name, cell, axes in zip(column.values, column.names, cells, pbc, strict=True)
         ]
-    _put("stress", stresses, owners)
+        stresses = [_NO_STRESS if stress is None else stress for stress in stresses]
+    block.stress[column.has] = stresses
 
 
-def _add_magmoms(
-    canonical: Canonicalizer, found: Sequence[Labels], frames: Sequence[Frame]
-) -> None:
-    owners, values, names = _of("magmoms", found, frames)
-    if not owners:
-        return
-    counts = [len(frame.numbers) for frame in owners]
+def _add_magmoms(canonical: Canonicalizer, column: Column, block: Block) -> None:
+    counts = block.counts[column.has].tolist()
     try:
-        magmoms: Iterable[Any] = parts_of(stacked_floats(values, zip(counts)), counts)
-    except Doubtful:  # some are NaN, for unknown
-        magmoms = [
+        magmoms = stacked_floats(column.values, zip(counts))
+        if np.isinf(magmoms).any():
+            raise Doubtful
+    except Doubtful:
+        if isinstance(column.values, np.ndarray):
+            raise
+        each = [
             canonical.magmoms_of(value, name, n, "")
-            for value, name, n in zip(values, names, counts, strict=True)
+            for value, name, n in zip(column.values, column.names, counts, strict=True)
         ]
-    _put("magmoms", magmoms, owners)
+        magmoms = np.concatenate(
+            [
+                np.full(n, np.nan) if one is None else one
+                for one, n in zip(each, counts, strict=True)
+            ]
+        )
+    block.magmoms[np.repeat(column.has, block.counts)] = magmoms
 
 
-def _put(label: str, values: Iterable[Any], owners: Sequence[Frame]) -> None:
-    """Write a label into the results of its frames; None is none."""
-    for frame, value in zip(owners, values, strict=True):
-        if value is not None:
-            frame.results[label] = value
+# What may count something comes after what may fail.
+_CONVERT: Final = {
+    "forces": _add_forces,
+    "energy": _add_energies,
+    "stress": _add_stresses,
+    "magmoms": _add_magmoms,
+}
+_NO_STRESS: Final = np.full(6, np.nan)
 
 
-def _of(
-    label: str, found: Sequence[Labels], frames: Sequence[Frame]
-) -> tuple[list[Frame], list[Any], list[str]]:
-    """Return the frames that have a label, its values and the names it was found under."""
-    owners = [frame for frame, labels in zip(frames, found, strict=True) if label in labels]
-    hits = [labels[label] for labels in found if label in labels]
-    return owners, [value for _, value in hits], [name for name, _ in hits]
-
-
-def _vectors(values: Sequence[Any], counts: Sequence[int]) -> NDArray[np.float64]:
-    """Return arrays of one vector per atom behind one another."""
-    return stacked_floats(values, [(n, 3) for n in counts])
+def _vectors(counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return the shapes of arrays of one vector per atom."""
+    return [(n, 3) for n in counts.tolist()]

@@ -117,7 +117,7 @@ class Canonicalizer:
         self.count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)
-        return Frame(numbers, positions, cell, pbc, results, self.info(frame, numbers, place))
+        return Frame(numbers, positions, cell, pbc, results, self.info(frame.info, numbers, place))
 
     def finish(self) -> None:
         """Say once what was left out of this file's labels, with counts."""
@@ -299,9 +299,10 @@ class Canonicalizer:
 
     # --- ids, charge, weights -------------------------------------------------------------------
 
-    def info(self, frame: RawFrame, numbers: NDArray[np.int64], place: str) -> dict[str, Any]:
-        """Return what `Frame.info` holds; errors as of a call."""
-        raw = frame.info
+    def info(
+        self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str
+    ) -> dict[str, Any]:
+        """Return what `Frame.info` holds, given what `RawFrame.info` does; errors as of a call."""
         info: dict[str, Any] = {}
         if not _NUMBERS.isdisjoint(raw):
             self._add_numbers(info, raw, place)

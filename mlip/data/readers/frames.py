@@ -1,8 +1,10 @@
-"""A frame as its file has it, and in canonical form."""
+"""A frame as its file has it, and in canonical form; and many of them as one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,69 @@ class RawFrame:
         return self.arrays.get(name) if value is None else value
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A label of those frames of a block that have it.
+
+    Attributes:
+        has: (F,) which frames these are.
+        values: one for each of them; or an array of all, atoms behind one another.
+        names: where each of them has it: "calc:NAME" for a result.
+    """
+
+    has: NDArray[np.bool_]
+    values: Any
+    names: Sequence[str]
+
+
+@dataclass(slots=True)
+class RawBlock:
+    """Many frames as their file has them, the arrays of all behind one another.
+
+    Attributes:
+        counts: (F,) atoms of each frame.
+        numbers: (N,) int64 atomic numbers of all.
+        positions: (N, 3), Å.
+        cell: (F, 3, 3) lattice vectors as rows, Å.
+        pbc: (F, 3) which axes repeat.
+        labels: energy, forces, stress and magmoms, as far as some have them.
+        info: as of a `RawFrame`, of each.
+        where: as of a `RawFrame`, of each.
+    """
+
+    counts: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    labels: dict[str, Column]
+    info: list[dict[str, Any]]
+    where: list[str] = field(default_factory=list)
+
+    def frames(self) -> Iterator[RawFrame]:
+        """Yield the frames, whose arrays are views, with all labels as results."""
+        numbers, positions = (
+            parts_of(array, self.counts.tolist()) for array in (self.numbers, self.positions)
+        )
+        labels = {}
+        for label, column in self.labels.items():
+            values = column.values
+            if label in _PER_ATOM:
+                values = parts_of(values, self.counts[column.has].tolist())
+            labels[label] = column.has.tolist(), iter(values)
+        for k, info in enumerate(self.info):
+            results = {label: next(values) for label, (has, values) in labels.items() if has[k]}
+            yield RawFrame(
+                numbers[k],
+                positions[k],
+                self.cell[k],
+                self.pbc[k],
+                results,
+                info,
+                where=self.where[k],
+            )
+
+
 @dataclass(slots=True)
 class Frame:
     """One canonical frame as arrays: what an `ase.Atoms` would hold, at a tenth of its cost.
@@ -81,3 +146,118 @@ class Frame:
     pbc: NDArray[np.bool_]
     results: dict[str, Any]
     info: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Block:
+    """Many canonical frames as one, the arrays of all behind one another.
+
+    A label that a frame does not have is NaN.
+
+    Attributes:
+        counts: (F,) atoms of each frame.
+        numbers: (N,) int64 atomic numbers of all.
+        positions: (N, 3), Å.
+        cell: (F, 3, 3) lattice vectors as rows, Å.
+        pbc: (F, 3) which axes repeat.
+        energy: (F,) eV.
+        forces: (N, 3) eV/Å.
+        stress: (F, 6) eV/Å³ in ASE's order and sign.
+        magmoms: (N,); one alone may be NaN, for unknown.
+        info: as of a `Frame`, of each.
+    """
+
+    counts: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    cell: NDArray[np.float64]
+    pbc: NDArray[np.bool_]
+    energy: NDArray[np.float64]
+    forces: NDArray[np.float64]
+    stress: NDArray[np.float64]
+    magmoms: NDArray[np.float64]
+    info: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, frames: Sequence[Frame]) -> Block:
+        """Put frames, of which there is one at least, behind one another."""
+        counts = np.array([len(frame.numbers) for frame in frames])
+        empty = np.full((int(counts.max()), 3), np.nan)
+        return cls(
+            counts,
+            np.concatenate([frame.numbers for frame in frames]),
+            np.concatenate([frame.positions for frame in frames]),
+            np.array([frame.cell for frame in frames]),
+            np.array([frame.pbc for frame in frames]),
+            energy=np.array([frame.results.get("energy", np.nan) for frame in frames]),
+            forces=np.concatenate(
+                [frame.results.get("forces", empty[: len(frame.numbers)]) for frame in frames]
+            ),
+            stress=np.array([frame.results.get("stress", [np.nan] * 6) for frame in frames]),
+            magmoms=np.concatenate(
+                [frame.results.get("magmoms", empty[: len(frame.numbers), 0]) for frame in frames]
+            ),
+            info=[frame.info for frame in frames],
+        )
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Block]) -> Block:
+        """Make one of several."""
+        arrays = {
+            name: np.concatenate([getattr(block, name) for block in blocks])
+            for name in cls.__slots__
+            if name != "info"
+        }
+        return cls(**arrays, info=list(chain.from_iterable(block.info for block in blocks)))
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self.counts)
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """First atom of each frame, (F,)."""
+        return np.cumsum(self.counts) - self.counts
+
+    def part(self, begin: int, end: int) -> Block:
+        """Return the frames from `begin` to before `end`, which are views."""
+        rows = slice(begin, end)
+        before = int(self.counts[:begin].sum())
+        atoms = slice(before, before + int(self.counts[rows].sum()))
+        parts = {
+            name: getattr(self, name)[atoms if name in _PER_ATOM else rows]
+            for name in self.__slots__
+        }
+        return Block(**parts)
+
+    def has(self, label: str) -> NDArray[np.bool_]:
+        """Return which frames have a label, (F,)."""
+        known = ~np.isnan(getattr(self, label))
+        if label == "magmoms":
+            return np.logical_or.reduceat(known, self.first)
+        known = known.reshape(len(known), -1)[:, 0]
+        return known[self.first] if label in _PER_ATOM else known
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames, whose arrays are views."""
+        numbers, positions, forces, magmoms = (
+            parts_of(getattr(self, name), self.counts.tolist()) for name in _PER_ATOM
+        )
+        labels = {
+            "energy": self.energy.tolist(),
+            "forces": forces,
+            "stress": self.stress,
+            "magmoms": magmoms,
+        }
+        has = {label: self.has(label).tolist() for label in labels}
+        for k, info in enumerate(self.info):
+            results = {label: values[k] for label, values in labels.items() if has[label][k]}
+            yield Frame(numbers[k], positions[k], self.cell[k], self.pbc[k], results, info)
+
+
+_PER_ATOM = ("numbers", "positions", "forces", "magmoms")
+
+
+def parts_of(flat: NDArray[Any], lengths: Iterable[int]) -> list[NDArray[Any]]:
+    """Cut an array into consecutive parts, which are views."""
+    return [flat[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]

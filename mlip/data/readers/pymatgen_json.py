@@ -7,9 +7,9 @@ times as long. MPtrj and MatPES hold such structures; what they hold beside is t
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Sequence
 from itertools import chain, starmap
-from struct import Struct
 from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
@@ -17,14 +17,15 @@ import numpy as np
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from mlip.data.readers.stacked import parts_of
+from mlip.data.readers.frames import parts_of
+from mlip.data.readers.stacked import Doubtful
 from mlip.errors import CorruptDataError, DataError
 from mlip.units import stress_factor
 
 KBAR_VASP: Final = -stress_factor("kbar")  # to eV/Å³, ASE's sign
 MANY_SPECIES: Final = 10_000  # a file has some 90
 Vector = tuple[float, float, float]
-_PACKED: Final = Struct("3d")  # a quarter faster than numpy's own way
+_PACKED: Final = struct.Struct("3d")  # a quarter faster than numpy's own way
 _ELEMENT: Final = re.compile(r"[A-Z][a-z]?(?=$|[0-9+-])")  # "Fe2+" is iron
 
 
@@ -102,24 +103,32 @@ def geometry(structure: Structure[Any], place: str) -> dict[str, Any]:
     }
 
 
-def geometries_of(structures: Sequence[Structure[Any]]) -> list[dict[str, Any]]:
-    """Return what `geometry` does for each, or nothing if one of them has to be looked at."""
+def geometries_of(structures: Sequence[Structure[Any]]) -> dict[str, Any]:
+    """Return what `geometry` does for all, behind one another as a `RawBlock` has them.
+
+    Raises:
+        Doubtful: one of them has to be looked at, or there is none.
+    """
+    if not structures:
+        raise Doubtful
     counts = [len(structure.sites) for structure in structures]
-    matrices = [structure.lattice.matrix for structure in structures]
-    if any(len(matrix) != 3 for matrix in matrices):
-        return []
+    lattices = [structure.lattice for structure in structures]
+    cells = vectors_of([lattice.matrix for lattice in lattices], [3] * len(lattices))
+    cells = cells.reshape(-1, 3, 3)
     try:
         numbers = _numbers_of_each(structures)
-    except (KeyError, TypeError):  # new species, `UnusualSite`s
-        return []
-    cells = vectors(chain.from_iterable(matrices)).reshape(-1, 3, 3)
+    except (TypeError, DataError):  # `UnusualSite`s, or no elements
+        raise Doubtful from None
     fractional = vectors([site.abc for structure in structures for site in structure.sites])
-    return [
-        {"numbers": n, "positions": abc @ cell, "cell": cell, "pbc": s.lattice.pbc}
-        for n, abc, cell, s in zip(
-            parts_of(numbers, counts), parts_of(fractional, counts), cells, structures, strict=True
-        )
-    ]
+    return {
+        "counts": np.array(counts),
+        "numbers": numbers,
+        "positions": np.concatenate(
+            [abc @ cell for abc, cell in zip(parts_of(fractional, counts), cells, strict=True)]
+        ),
+        "cell": cells,
+        "pbc": np.array([lattice.pbc for lattice in lattices]),
+    }
 
 
 def _numbers_of_each(structures: Sequence[Structure[Any]]) -> NDArray[np.int64]:
@@ -130,14 +139,29 @@ def _numbers_of_each(structures: Sequence[Structure[Any]]) -> NDArray[np.int64]:
         # No text of a species holds a NUL, which JSON forbids.
         text = b"\0".join([site.species for site in structure.sites])
         if text != before or not found:
-            before, numbers = text, bytes(map(_known.__getitem__, text.split(b"\0")))
+            try:
+                numbers = bytes(map(_known.__getitem__, text.split(b"\0")))
+            except KeyError:  # learns them
+                numbers = bytes(_atomic_numbers(structure.sites, "").tolist())
+            before = text
         found.append(numbers)
     return np.frombuffer(b"".join(found), np.uint8).astype(np.int64)
 
 
-def vectors_of(lists: Sequence[Sequence[Vector]]) -> list[NDArray[np.float64]]:
-    """Return (N, 3) for each of the lists."""
-    return parts_of(vectors(chain.from_iterable(lists)), map(len, lists))
+def vectors_of(
+    lists: Sequence[Sequence[Sequence[float]]], lengths: list[int]
+) -> NDArray[np.float64]:
+    """Return lists of these lengths behind one another, (N, 3), read-only.
+
+    Raises:
+        Doubtful: one has another length, or a row has not three numbers.
+    """
+    if list(map(len, lists)) != lengths:
+        raise Doubtful
+    try:
+        return vectors(chain.from_iterable(lists))
+    except struct.error:
+        raise Doubtful from None
 
 
 def vectors(rows: Iterable[Sequence[float]]) -> NDArray[np.float64]:

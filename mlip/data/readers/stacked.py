@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -25,39 +24,51 @@ class Doubtful(Exception):  # noqa: N818, it is no error
     """Something among these frames has to be looked at closely."""
 
 
-def parts_of(flat: NDArray[Any], lengths: Iterable[int]) -> list[NDArray[Any]]:
-    """Cut an array into consecutive parts, which are views."""
-    return [flat[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
-
-
 def stacked_numbers(values: Sequence[Any]) -> NDArray[np.int64]:
-    """Return atomic numbers behind one another, as `as_numbers` passes them.
+    """Return atomic numbers behind one another.
 
     Raises:
-        Doubtful: not all are real elements in arrays of int64.
+        Doubtful: not all are arrays of int64 with an atom at least.
     """
     for value in values:
         if not _is_array(value) or value.dtype != np.int64 or value.ndim != 1 or not value.size:
             raise Doubtful
-    flat = np.concatenate(values)
-    if flat.min() < 1 or flat.max() > MAX_Z:
-        raise Doubtful
-    return flat
+    return np.concatenate(values)
 
 
-def stacked_floats(values: Sequence[Any], shapes: Iterable[tuple[int, ...]]) -> NDArray[np.float64]:
-    """Return arrays of these shapes behind one another, as `as_floats` passes them.
+def stacked_floats(values: Any, shapes: Iterable[tuple[int, ...]]) -> NDArray[np.float64]:
+    """Return arrays of these shapes behind one another; one array of all is what it is.
 
     Raises:
-        Doubtful: not all are finite numbers in arrays of these shapes.
+        Doubtful: not all are arrays of floats of these shapes.
     """
+    if _is_array(values):
+        return values
     for value, shape in zip(values, shapes, strict=True):
         if not _is_array(value) or value.shape != shape or value.dtype.kind != "f":
             raise Doubtful
-    flat = np.concatenate(values, dtype=np.float64)
-    if not math.isfinite(np.vdot(flat, flat)):
+    return np.concatenate(values, dtype=np.float64)
+
+
+def check_numbers(numbers: NDArray[np.int64]) -> None:
+    """Do what `as_numbers` does.
+
+    Raises:
+        Doubtful: not all are those of real elements.
+    """
+    if numbers.min() < 1 or numbers.max() > MAX_Z:
         raise Doubtful
-    return flat
+
+
+def check_finite(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the array.
+
+    Raises:
+        Doubtful: not all of it is finite.
+    """
+    if not math.isfinite(np.vdot(numbers, numbers)):
+        raise Doubtful
+    return numbers
 
 
 def stacked_pbc(values: Sequence[Any]) -> NDArray[np.bool_]:

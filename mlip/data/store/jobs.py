@@ -14,16 +14,17 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from mlip.data.readers import Frame, Noticed, Piece, read_frames, split_files
+from mlip.data.readers import Block, Noticed, Piece, read_blocks, split_files
 from mlip.data.store.layout import SHARD, SHARDS
-from mlip.data.store.writer import BUFFER, ShardWriter
+from mlip.data.store.writer import ShardWriter
 
 SHARD_ROWS: Final = 100_000  # structures of a shard at most
 JOB_BYTES: Final = 64 * 1024**2  # small files are read together up to this size
+_Placed = tuple[Block, int, int, Piece]  # source, number in the piece of the first frame, the piece
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def run_job(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         noticed = Noticed()
-        frames = _counted(_frames(job, options, noticed), advance)
-        for _ in islice(frames, sum(shard["structures"] for shard in done)):
+        rows = _Rows(_read(job, options, noticed, advance))
+        for _ in rows.take(sum(shard["structures"] for shard in done)):
             pass  # read again, because labels are checked over all frames of a file
-        _write_shards(folder, job, len(done), frames, noticed, in_place)
+        _write_shards(folder, job, len(done), rows, noticed, in_place)
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
@@ -141,7 +142,7 @@ def _write_shards(
     folder: Path,
     job: Job,
     number: int,
-    frames: Iterator[tuple[Frame, int, int, Piece]],
+    rows: _Rows,
     noticed: Noticed,
     in_place: bool,
 ) -> None:
@@ -154,8 +155,8 @@ def _write_shards(
         temporary.mkdir(parents=True)
         try:
             with ShardWriter(temporary, in_place=in_place) as writer:
-                for item in islice(frames, SHARD_ROWS):
-                    writer.add(*item)
+                for block, source, first, piece in rows.take(SHARD_ROWS):
+                    writer.add(block, source, first, piece)
                 last = len(writer) < SHARD_ROWS
                 told = asdict(noticed if last else Noticed())  # of the whole job, said once
                 writer.finish(last=last, part_of=job.part_of, **told)
@@ -173,22 +174,32 @@ def _publish(temporary: Path, final: Path) -> None:
             raise
 
 
-def _frames(
-    job: Job, options: Mapping[str, Any], noticed: Noticed
-) -> Iterator[tuple[Frame, int, int, Piece]]:
+class _Rows:
+    """Blocks in turn, of which any number of rows can be taken."""
+
+    def __init__(self, blocks: Iterator[_Placed]) -> None:
+        self._blocks = blocks
+        self._rest: _Placed | None = None  # of a block that only a part was taken of
+
+    def take(self, rows: int) -> Iterator[_Placed]:
+        """Yield the next so many rows, or all that are left."""
+        while rows and (placed := self._rest or next(self._blocks, None)):
+            block, source, first, piece = placed
+            self._rest = None
+            if len(block) > rows:
+                self._rest = block.part(rows, len(block)), source, first + rows, piece
+                block = block.part(0, rows)
+            rows -= len(block)
+            yield block, source, first, piece
+
+
+def _read(
+    job: Job, options: Mapping[str, Any], noticed: Noticed, advance: Callable[[int], None]
+) -> Iterator[_Placed]:
     """Yield the frames of a job; what its part of a file shows is judged when all parts are."""
     for piece, source in zip(job.pieces, job.sources, strict=True):
-        told = noticed if piece.span else None
-        for index, frame in enumerate(read_frames(piece, told, **options)):
-            yield frame, source, index, piece
-
-
-def _counted(frames: Iterator[Any], advance: Callable[[int], None]) -> Iterator[Any]:
-    since = 0
-    for frame in frames:
-        since += 1
-        if since == BUFFER:
-            advance(since)
-            since = 0
-        yield frame
-    advance(since)
+        first = 0
+        for block in read_blocks(piece, noticed if piece.span else None, **options):
+            yield block, source, first, piece
+            first += len(block)
+            advance(len(block))

@@ -6,46 +6,41 @@ are sorted along the longest axes of their cells, and only those close along the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from mlip.data.readers import Frame
+from mlip.data.readers import Block
 from mlip.neighbors import neighbor_list
 
 MIN_DISTANCE: Final = 0.3  # Å; closer atoms are a mistake in the file
 Pair = tuple[int, int, int, float]  # structure, its two atoms, their distance
 
 
-def find_overlap(frames: Sequence[Frame]) -> Pair | None:
+def find_overlap(block: Block) -> Pair | None:
     """Return the closest pair below `MIN_DISTANCE` of the first structure that has one."""
-    pbc = np.array([f.pbc for f in frames])
-    periodic = np.asarray(pbc.all(axis=1))
-    cells = np.array([f.cell for f in frames])
-    cells[~periodic] = np.eye(3)
+    periodic = np.asarray(block.pbc.all(axis=1))
+    cells = np.where(periodic[:, None, None], block.cell, np.eye(3))
     inverse = np.linalg.inv(cells)
     heights = 1.0 / np.linalg.norm(inverse, axis=1)
-    found = _sorted_search(frames, cells, inverse, heights, periodic)
+    found = _sorted_search(block, cells, inverse, heights, periodic)
     # In slabs, wires and very thin cells the nearest image is not the one that rounding finds.
     thin = periodic & (heights.min(axis=1) < 3.0 * MIN_DISTANCE)
-    for k in np.flatnonzero(thin | (pbc.any(axis=1) & ~periodic)):
-        found += _by_neighbor_list(int(k), frames[int(k)])
+    for k in np.flatnonzero(thin | (block.pbc.any(axis=1) & ~periodic)):
+        found += _by_neighbor_list(int(k), block)
     return min(found, key=lambda pair: (pair[0], pair[3]), default=None)
 
 
 def _sorted_search(
-    frames: Sequence[Frame],
+    block: Block,
     cells: np.ndarray,
     inverse: np.ndarray,
     heights: np.ndarray,
     periodic: np.ndarray,
 ) -> list[Pair]:
-    counts = np.array([len(f.numbers) for f in frames])
-    first = np.cumsum(counts) - counts
-    owner = np.repeat(np.arange(len(frames)), counts)
-    positions = np.concatenate([f.positions for f in frames])
-    scaled = np.einsum("ni,nij->nj", positions, inverse.take(owner, axis=0))
+    first = block.first
+    owner = np.repeat(np.arange(len(block)), block.counts)
+    scaled = np.einsum("ni,nij->nj", block.positions, inverse.take(owner, axis=0))
     scaled -= np.floor(scaled) * periodic[owner, None]
     low = np.minimum.reduceat(scaled, first) * ~periodic[:, None]
     extents = np.where(periodic[:, None], heights, np.maximum.reduceat(scaled, first) - low)
@@ -80,8 +75,10 @@ def _sorted_search(
     return found
 
 
-def _by_neighbor_list(k: int, frame: Frame) -> list[Pair]:
-    (j, i), shift = neighbor_list(frame.positions, frame.cell, frame.pbc, MIN_DISTANCE)
-    apart = frame.positions[j] + shift @ frame.cell - frame.positions[i]
+def _by_neighbor_list(k: int, block: Block) -> list[Pair]:
+    frame = block.part(k, k + 1)
+    positions, cell = frame.positions, frame.cell[0]
+    (j, i), shift = neighbor_list(positions, cell, frame.pbc[0], MIN_DISTANCE)
+    apart = positions[j] + shift @ cell - positions[i]
     distance = np.linalg.norm(apart, axis=1)
     return [(k, int(i[e]), int(j[e]), float(distance[e])) for e in range(len(distance))]

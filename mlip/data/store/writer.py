@@ -1,15 +1,16 @@
-"""Writing one shard: frames in, columns and a description out."""
+"""Writing one shard: blocks of frames in, columns and a description out."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mlip.data.readers import Frame, Piece
+from mlip.data.readers import Block, Piece
 from mlip.data.store.layout import (
     COLUMNS,
     EDGE_CUTOFF,
@@ -42,8 +43,10 @@ class ShardWriter:
         """
         self.folder, self._in_place = folder, in_place
         self._specs = dict(COLUMNS) | columns_in(in_place)
-        self._frames: list[Frame] = []
-        self._places: list[tuple[int, int, Piece]] = []  # source, frame in its piece, the piece
+        self._blocks: list[Block] = []
+        self._places: list[
+            tuple[int, range, Piece]
+        ] = []  # source, frames in their piece, the piece
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / f"{name}.bin").open("wb"))
@@ -66,28 +69,32 @@ class ShardWriter:
 
     def __len__(self) -> int:
         """Frames of this shard so far."""
-        return self._record["structures"] + len(self._frames)
+        return self._record["structures"] + self._waiting
 
-    def add(self, frame: Frame, source: int, index: int, piece: Piece) -> None:
-        """Append a frame.
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def add(self, block: Block, source: int, first: int, piece: Piece) -> None:
+        """Append frames.
 
         Args:
-            frame: the frame.
-            source: number of its file.
-            index: its number in the piece.
-            piece: what it was read from.
+            block: the frames.
+            source: number of their file.
+            first: number in the piece of the first of them.
+            piece: what they were read from.
 
         Raises:
-            DataError: two atoms of this frame or of one just before it sit on one another.
+            DataError: two atoms of one of these frames or of those just before sit on one another.
         """
-        self._frames.append(frame)
-        self._places.append((source, index, piece))
-        if len(self._frames) == BUFFER:
+        self._blocks.append(block)
+        self._places.append((source, range(first, first + len(block)), piece))
+        if self._waiting >= BUFFER:
             self._flush()
 
     def finish(self, **more: Any) -> None:
         """Write what is left and the description, with `more` entries; all is on disk then."""
-        if self._frames:
+        if self._blocks:
             self._flush()
         for handle in self._files.values():
             handle.flush()
@@ -97,89 +104,88 @@ class ShardWriter:
         write_json(self.folder / SHARD, {**self._record, **more})
 
     def _flush(self) -> None:
-        self._refuse_overlaps()
-        columns = self._packed()
+        block = Block.joined(self._blocks)
+        self._refuse_overlaps(block)
+        columns = self._columns(block)
         if self._in_place:
-            begin = columns["start"] - self._record["atoms"]
             for name, (of, summary) in COMPUTED.items():
-                columns[name] = summary(columns[of], begin, columns["num_atoms"])
+                columns[name] = summary(columns[of], block.first, block.counts)
         for name, column in columns.items():
             data = np.ascontiguousarray(column, dtype=self._specs[name].dtype).data
             self._digests[name].update(data)
             if name in self._files:
                 self._files[name].write(data)
-        self._measure(columns)
-        self._frames, self._places = [], []
+        self._measure(block)
+        self._blocks, self._places = [], []
 
-    def _refuse_overlaps(self) -> None:
-        if (pair := find_overlap(self._frames)) is None:
+    def _refuse_overlaps(self, block: Block) -> None:
+        if (pair := find_overlap(block)) is None:
             return
         k, i, j, distance = pair
-        _, index, piece = self._places[k]
+        index, piece = next(
+            islice(((n, p) for _, numbers, p in self._places for n in numbers), k, None)
+        )
         raise DataError(
             f"{piece.frame(index)}: atoms {i} and {j} are {distance:.3f} A apart, closer than "
             f"{MIN_DISTANCE} A; remove the frame or mend it"
         )
 
-    def _packed(self) -> dict[str, np.ndarray]:
-        """Return the waiting frames as one array per column."""
-        frames = self._frames
-        counts = np.array([len(f.numbers) for f in frames])
+    def _columns(self, block: Block) -> dict[str, np.ndarray]:
+        """Return the array that a block adds to each column."""
+        sources, numbers, _ = zip(*self._places, strict=True)
         out = {
-            "atomic_numbers": np.concatenate([f.numbers for f in frames]),
-            "positions": np.concatenate([f.positions for f in frames]),
-            "cell": np.array([f.cell for f in frames]),
-            "pbc": np.array([f.pbc for f in frames]),
-            "stress": np.array([f.results.get("stress", _NO_STRESS) for f in frames])[:, _VOIGT],
-            "source": np.array([place[0] for place in self._places]),
-            "sample_id": np.array([place[1] for place in self._places]),
-            "num_atoms": counts,
-            "start": self._record["atoms"] + np.cumsum(counts) - counts,
-            "group": np.array([_group(f) for f in frames], dtype=np.uint64),
-            "config_type": np.array([_config_type(f) for f in frames], dtype=np.uint64),
+            "atomic_numbers": block.numbers,
+            "positions": block.positions,
+            "forces": block.forces,
+            "magmoms": block.magmoms,
+            "cell": block.cell,
+            "pbc": block.pbc,
+            "energy": block.energy,
+            "stress": block.stress[:, _VOIGT],
+            "source": np.repeat(sources, list(map(len, numbers))),
+            "sample_id": np.concatenate(numbers),
+            "num_atoms": block.counts,
+            "start": self._record["atoms"] + block.first,
+            "group": np.array(_groups(block), dtype=np.uint64),
+            "config_type": np.array(_config_types(block), dtype=np.uint64),
         }
-        for name in ("forces", "magmoms"):
-            empty = np.full((int(counts.max()), *COLUMNS[name].shape), np.nan)
-            parts = [f.results.get(name) for f in frames]
-            out[name] = np.concatenate(
-                [empty[:n] if p is None else p for p, n in zip(parts, counts, strict=True)]
-            )
-        out["energy"] = np.array([f.results.get("energy", np.nan) for f in frames])
         for name in ("charge", "spin", "weight"):
-            out[name] = np.array([f.info.get(name, COLUMNS[name].missing) for f in frames])
+            missing = COLUMNS[name].missing
+            out[name] = np.array([info.get(name, missing) for info in block.info])
         return out
 
-    def _measure(self, columns: dict[str, np.ndarray]) -> None:
-        record, counts = self._record, columns["num_atoms"]
-        done = record["structures"]
-        record["structures"] += len(counts)
-        record["atoms"] += int(counts.sum())
-        record["num_atoms"]["min"] = min(record["num_atoms"]["min"], int(counts.min()))
-        record["num_atoms"]["max"] = max(record["num_atoms"]["max"], int(counts.max()))
+    def _measure(self, block: Block) -> None:
+        record, done = self._record, self._record["structures"]
+        record["structures"] += len(block)
+        record["atoms"] += len(block.numbers)
+        record["num_atoms"]["min"] = min(record["num_atoms"]["min"], int(block.counts.min()))
+        record["num_atoms"]["max"] = max(record["num_atoms"]["max"], int(block.counts.max()))
         for label in LABELS:
-            record["labels"][label] += sum(label in f.results for f in self._frames)
-        for frame in self._frames[-done % SAMPLE :: SAMPLE]:
-            edges, _ = neighbor_list(frame.positions, frame.cell, frame.pbc, EDGE_CUTOFF)
+            record["labels"][label] += int(block.has(label).sum())
+        for k in range(-done % SAMPLE, len(block), SAMPLE):
+            one = block.part(k, k + 1)
+            edges, _ = neighbor_list(one.positions, one.cell[0], one.pbc[0], EDGE_CUTOFF)
             record["edges"]["structures"] += 1
             record["edges"]["sum"] += edges.shape[1]
             record["edges"]["max"] = max(record["edges"]["max"], edges.shape[1])
 
 
-_NO_STRESS = np.full(6, np.nan)
+def _groups(block: Block) -> list[int]:
+    """Hash the split keys; a structure without one is grouped with its exact duplicates."""
+    named = {info["group"] for info in block.info if "group" in info}
+    hashes = {name: hash_of(f"group:{name}".encode()) for name in named}
+    return [
+        hashes[info["group"]] if "group" in info else _geometry_hash(block.part(k, k + 1))
+        for k, info in enumerate(block.info)
+    ]
 
 
-def _group(frame: Frame) -> int:
-    """Hash the split key; a structure without one is grouped with its exact duplicates."""
-    if "group" in frame.info:
-        text = f"group:{frame.info['group']}".encode()
-    else:
-        text = b"".join(
-            np.ascontiguousarray(a).tobytes()
-            for a in (frame.numbers, np.round(frame.positions, 6) + 0.0, frame.cell)
-        )
-    return hash_of(text)
+def _geometry_hash(one: Block) -> int:
+    arrays = one.numbers, np.round(one.positions, 6) + 0.0, one.cell
+    return hash_of(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
-def _config_type(frame: Frame) -> int:
-    name = frame.info.get("config_type")
-    return 0 if name is None else hash_of(str(name).encode())
+def _config_types(block: Block) -> list[int]:
+    names = [info.get("config_type") for info in block.info]
+    hashes = {name: hash_of(str(name).encode()) for name in set(names) - {None}}
+    return [hashes.get(name, 0) for name in names]

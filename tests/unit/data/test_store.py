@@ -204,9 +204,10 @@ def slowly(folder, files):
     """Convert at a pace that can be interrupted; at the ninth and last shard, wait for it."""
     add = jobs.ShardWriter.add
 
-    def slow(*item):
-        time.sleep(0.005 if len(list((folder / "shards").glob("[0-9]*"))) < 8 else 600)
-        add(*item)
+    def slow(writer, block, *place):
+        waiting = len(list((folder / "shards").glob("[0-9]*"))) == 8
+        time.sleep(600 if waiting else 0.005 * len(block))
+        add(writer, block, *place)
 
     jobs.ShardWriter.add = slow
     build(folder, files)
@@ -407,7 +408,7 @@ def overlapping(rng, kind):
 
 @pytest.mark.parametrize("kind", ["molecule", "crystal", "slab"])
 def test_overlaps_are_those_of_brute_force(kind):
-    from mlip.data.readers import Frame
+    from mlip.data.readers import Block, Frame
 
     rng = np.random.default_rng(0)
     several, closest = [], []
@@ -421,12 +422,12 @@ def test_overlaps_are_those_of_brute_force(kind):
     assert 5 < len(expected) < 145
     start = 0
     for k in expected:  # each becomes the first of what is left
-        found = find_overlap(several[start:])
+        found = find_overlap(Block.of(several[start:]))
         assert found is not None
         assert found[0] == k - start
         assert found[3] == pytest.approx(closest[k], abs=1e-9)
         start = k + 1
-    assert start == 150 or find_overlap(several[start:]) is None
+    assert start == 150 or find_overlap(Block.of(several[start:])) is None
 
 
 def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypatch):
@@ -454,7 +455,7 @@ def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypa
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("longest", [0, 1, 2])
 def test_atoms_meet_across_the_faces_of_a_cell(axis, longest):
-    from mlip.data.readers import Frame
+    from mlip.data.readers import Block, Frame
 
     cell = np.diag([4.0, 4.0, 4.0])
     cell[longest, longest] = 7.0
@@ -462,4 +463,4 @@ def test_atoms_meet_across_the_faces_of_a_cell(axis, longest):
     positions[:, axis] = [0.05, cell[axis, axis] - 0.05]
     for pbc, expected in ((True, (0, 0, 1, pytest.approx(0.1))), (False, None)):
         frame = Frame(np.ones(2, int), positions, cell, np.full(3, pbc), {}, {})
-        assert find_overlap([frame]) == expected
+        assert find_overlap(Block.of([frame])) == expected

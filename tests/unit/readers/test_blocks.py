@@ -52,7 +52,11 @@ def one_by_one(frames, options, first=0):
 
 def in_blocks(frames, options, first=0):
     canonical = Canonicalizer(FILE, options)
-    yield from blocks.canonical_frames(canonical, frames, first)
+    yield from (
+        frame
+        for block in blocks.canonical_blocks(canonical, blocks.in_lists(frames), first)
+        for frame in block.frames()
+    )
     canonical.finish()
 
 
