@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlip.data.readers import pymatgen_json, read_structures
+from mlip.data.readers import Piece, pymatgen_json, read_frames, read_structures
 from mlip.data.readers.materials import cut_materials
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
@@ -285,7 +285,7 @@ def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
 
 MEASURE = """
 import sys
-from mlip.data.readers import pymatgen_json, read_structures
+from mlip.data.readers import Piece, pymatgen_json, read_frames, read_structures
 
 def anonymous():
     with open("/proc/self/status") as status:
@@ -358,3 +358,57 @@ def test_a_frame_id_is_task_calculation_and_step(frame_id, task, nested, write):
     for key, value in zip(("task_id", "calc_id", "ionic_step"), task, strict=True):
         frames = read_structures(path, group=key)
         assert next(a for a in frames if a.info["id"] == frame_id).info["group"] == str(value)
+
+
+ODD = {
+    "nothing": {},
+    "no force": {"force": None},
+    "an empty force": {"force": []},
+    "a short force": {"force": [[0.0] * 3] * 3},
+    "a force that is not finite": {"force": [[float("nan"), 0.0, 0.0]] + [[0.0] * 3] * 3},
+    "no stress": {"stress": None},
+    "a ragged stress": {"stress": [[1.0], [2.0, 3.0]]},
+    "an asymmetric stress": {"stress": [[1.0, 900.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]},
+    "no energy": {"uncorrected_total_energy": None},
+    "an energy that is not finite": {"uncorrected_total_energy": float("inf")},
+    "moments unknown": {"magmom": [None] * 4},
+    "a moment unknown": {"magmom": [1.5, None, -0.5, 0.0]},
+    "too few moments": {"magmom": [1.5, None, -0.5]},
+    "no label": dict.fromkeys(("force", "stress", "uncorrected_total_energy", "magmom")),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("options", [{}, {"energy": "corrected"}])
+def test_what_goes_to_the_store_is_what_is_read_one_by_one(name, options, nested, write):
+    """Frames are stacked on their way there; faults are those of the frame, in the same words."""
+    path = write(nested)
+    list(read_structures(path))  # every species is known, or nothing is stacked
+    nested["mp-1"]["mp-92-0-2"].update(ODD[name])
+    path = write(nested)
+    outcomes = []
+    for frames in (
+        read_structures(path, **options),
+        read_frames(Piece(path, "mptrj", path.stat().st_size), **options),
+    ):
+        found, error = [], ""
+        try:
+            for frame in frames:
+                labels = frame.calc.results if hasattr(frame, "calc") and frame.calc else {}
+                labels = labels or getattr(frame, "results", {})
+                found.append((frame.numbers, frame.positions, labels, frame.info))
+        except DataError as raised:
+            error = str(raised)
+        outcomes.append((found, error))
+    (one, said), (other, told) = outcomes
+    assert said == told
+    assert len(one) == len(other) >= 2
+    for (numbers, positions, labels, info), (*arrays, results, more) in zip(
+        one, other, strict=True
+    ):
+        np.testing.assert_array_equal(numbers, arrays[0])
+        np.testing.assert_array_equal(positions, arrays[1])
+        assert info == more
+        assert labels.keys() == results.keys()
+        for label, value in labels.items():
+            np.testing.assert_array_equal(results[label], value)
