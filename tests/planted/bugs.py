@@ -124,6 +124,13 @@ MECHANICS = (
         ("tests/unit/readers/test_blocks.py::test_a_fault_is_that_of_its_frame",),
     ),
     Bug(
+        "a frame without atoms passes in a block of others",
+        "mlip/data/readers/blocks.py",
+        "if not raw.counts.all()",
+        "if not raw.counts.any()",
+        ("tests/unit/readers/test_mptrj.py::test_a_frame_without_atoms_is_refused_among_others",),
+    ),
+    Bug(
         "kbar keep VASP's sign",
         "mlip/data/readers/pymatgen_json.py",
         'KBAR_VASP: Final = -stress_factor("kbar")',

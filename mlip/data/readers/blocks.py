@@ -133,6 +133,8 @@ def _checked(canonical: Canonicalizer, raw: RawBlock) -> Block:
         Doubtful: something is not plainly right.
         DataError: something is wrong.
     """
+    if not raw.counts.all():  # a frame without atoms
+        raise Doubtful
     check_numbers(raw.numbers)
     check_finite(raw.positions)
     check_finite(raw.cell)

@@ -412,3 +412,17 @@ def test_what_goes_to_the_store_is_what_is_read_one_by_one(name, options, nested
         assert labels.keys() == results.keys()
         for label, value in labels.items():
             np.testing.assert_array_equal(results[label], value)
+
+
+@pytest.mark.parametrize("labels", [{"force": [], "magmom": []}, {"force": None, "magmom": None}])
+def test_a_frame_without_atoms_is_refused_among_others(labels, nested, write):
+    path = write(nested)
+    list(read_structures(path))  # every species is known
+    frame = nested["mp-1"]["mp-92-0-2"]
+    frame.update(labels)
+    frame["structure"]["sites"] = []
+    path = write(nested)
+    found = []
+    with pytest.raises(DataError, match=r"\(mp-1, mp-92-0-2\): it has no atoms"):
+        found.extend(read_frames(Piece(path, "mptrj", path.stat().st_size)))
+    assert len(found) >= 2
