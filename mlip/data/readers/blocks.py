@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import SEARCH, Canonicalizer
-from mlip.data.readers.frames import Block, Column, RawBlock, RawFrame, parts_of
+from mlip.data.readers.frames import Block, Column, RawBlock, RawFrame
 from mlip.data.readers.options import LabelKeys
 from mlip.data.readers.stacked import (
     Doubtful,
@@ -95,7 +95,7 @@ def _noticed(canonical: Canonicalizer, raw: RawBlock) -> RawBlock:
     """
     if canonical.options.keys != LabelKeys() or canonical.options.energy != "uncorrected":
         raise Doubtful
-    canonical.find(RawFrame((), (), results=raw.labels), "")
+    canonical.find(RawFrame((), (), results=raw.labels), "")  # looks at names, not at values
     return raw
 
 
@@ -116,13 +116,13 @@ def _stacked(canonical: Canonicalizer, frames: Sequence[RawFrame]) -> RawBlock:
             names, values = zip(*[hits[label] for hits in found if label in hits], strict=True)
             labels[label] = Column(has, values, names)
     return RawBlock(
-        counts,
-        stacked_numbers([frame.numbers for frame in frames]),
-        stacked_floats([frame.positions for frame in frames], _vectors(counts)),
-        stacked_floats(cells, repeat((3, 3), len(cells))).reshape(-1, 3, 3),
-        stacked_pbc([frame.pbc for frame in frames]),
-        labels,
+        counts=counts,
+        numbers=stacked_numbers([frame.numbers for frame in frames]),
+        positions=stacked_floats([frame.positions for frame in frames], _vectors(counts)),
+        cell=stacked_floats(cells, repeat((3, 3), len(cells))).reshape(-1, 3, 3),
+        pbc=stacked_pbc([frame.pbc for frame in frames]),
         info=[frame.info for frame in frames],
+        labels=labels,
     )
 
 
@@ -139,18 +139,18 @@ def _checked(canonical: Canonicalizer, raw: RawBlock) -> Block:
     check_finite(raw.positions)
     check_finite(raw.cell)
     check_cells(raw.cell, raw.pbc)
-    numbers = parts_of(raw.numbers, raw.counts.tolist())
+    infos = zip(raw.info, raw.parts(raw.numbers), strict=True)
     block = Block(
-        raw.counts,
-        raw.numbers,
-        raw.positions,
-        raw.cell,
-        raw.pbc,
+        counts=raw.counts,
+        numbers=raw.numbers,
+        positions=raw.positions,
+        cell=raw.cell,
+        pbc=raw.pbc,
+        info=[canonical.info(one, numbers, "") for one, numbers in infos],
         energy=np.full(len(raw.counts), np.nan),
         forces=np.full((len(raw.numbers), 3), np.nan),
         stress=np.full((len(raw.counts), 6), np.nan),
         magmoms=np.full(len(raw.numbers), np.nan),
-        info=[canonical.info(one, n, "") for one, n in zip(raw.info, numbers, strict=True)],
     )
     for label, convert in _CONVERT.items():
         if label in raw.labels:

@@ -77,9 +77,9 @@ class Column:
     names: Sequence[str]
 
 
-@dataclass(slots=True)
-class RawBlock:
-    """Many frames as their file has them, the arrays of all behind one another.
+@dataclass(slots=True, kw_only=True)
+class Stacked:
+    """Many frames without their labels, the arrays of all behind one another.
 
     Attributes:
         counts: (F,) atoms of each frame.
@@ -87,9 +87,7 @@ class RawBlock:
         positions: (N, 3), Å.
         cell: (F, 3, 3) lattice vectors as rows, Å.
         pbc: (F, 3) which axes repeat.
-        labels: energy, forces, stress and magmoms, as far as some have them.
-        info: as of a `RawFrame`, of each.
-        where: as of a `RawFrame`, of each.
+        info: as of a `RawFrame` or a `Frame`, of each.
     """
 
     counts: NDArray[np.int64]
@@ -97,15 +95,37 @@ class RawBlock:
     positions: NDArray[np.float64]
     cell: NDArray[np.float64]
     pbc: NDArray[np.bool_]
-    labels: dict[str, Column]
     info: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self.counts)
+
+    @property
+    def first(self) -> NDArray[np.int64]:
+        """First atom of each frame, (F,)."""
+        return np.cumsum(self.counts) - self.counts
+
+    def parts(self, of_atoms: NDArray[Any]) -> list[NDArray[Any]]:
+        """Cut an array of all atoms into that of each frame."""
+        return parts_of(of_atoms, self.counts.tolist())
+
+
+@dataclass(slots=True, kw_only=True)
+class RawBlock(Stacked):
+    """Many frames as their file has them.
+
+    Attributes:
+        labels: energy, forces, stress and magmoms, as far as some have them.
+        where: as of a `RawFrame`, of each.
+    """
+
+    labels: dict[str, Column]
     where: list[str] = field(default_factory=list)
 
     def frames(self) -> Iterator[RawFrame]:
         """Yield the frames, whose arrays are views, with all labels as results."""
-        numbers, positions = (
-            parts_of(array, self.counts.tolist()) for array in (self.numbers, self.positions)
-        )
+        numbers, positions = self.parts(self.numbers), self.parts(self.positions)
         labels = {}
         for label, column in self.labels.items():
             values = column.values
@@ -148,35 +168,21 @@ class Frame:
     info: dict[str, Any]
 
 
-@dataclass(slots=True)
-class Block:
-    """Many canonical frames as one, the arrays of all behind one another.
-
-    A label that a frame does not have is NaN.
+@dataclass(slots=True, kw_only=True)
+class Block(Stacked):
+    """Many canonical frames as one. A label that a frame does not have is NaN.
 
     Attributes:
-        counts: (F,) atoms of each frame.
-        numbers: (N,) int64 atomic numbers of all.
-        positions: (N, 3), Å.
-        cell: (F, 3, 3) lattice vectors as rows, Å.
-        pbc: (F, 3) which axes repeat.
         energy: (F,) eV.
         forces: (N, 3) eV/Å.
         stress: (F, 6) eV/Å³ in ASE's order and sign.
         magmoms: (N,); one alone may be NaN, for unknown.
-        info: as of a `Frame`, of each.
     """
 
-    counts: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    positions: NDArray[np.float64]
-    cell: NDArray[np.float64]
-    pbc: NDArray[np.bool_]
     energy: NDArray[np.float64]
     forces: NDArray[np.float64]
     stress: NDArray[np.float64]
     magmoms: NDArray[np.float64]
-    info: list[dict[str, Any]]
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> Block:
@@ -184,11 +190,11 @@ class Block:
         counts = np.array([len(frame.numbers) for frame in frames])
         empty = np.full((int(counts.max()), 3), np.nan)
         return cls(
-            counts,
-            np.concatenate([frame.numbers for frame in frames]),
-            np.concatenate([frame.positions for frame in frames]),
-            np.array([frame.cell for frame in frames]),
-            np.array([frame.pbc for frame in frames]),
+            counts=counts,
+            numbers=np.concatenate([frame.numbers for frame in frames]),
+            positions=np.concatenate([frame.positions for frame in frames]),
+            cell=np.array([frame.cell for frame in frames]),
+            pbc=np.array([frame.pbc for frame in frames]),
             energy=np.array([frame.results.get("energy", np.nan) for frame in frames]),
             forces=np.concatenate(
                 [frame.results.get("forces", empty[: len(frame.numbers)]) for frame in frames]
@@ -205,30 +211,18 @@ class Block:
         """Make one of several."""
         arrays = {
             name: np.concatenate([getattr(block, name) for block in blocks])
-            for name in cls.__slots__
-            if name != "info"
+            for name in (*_PER_FRAME, *_PER_ATOM)
         }
         return cls(**arrays, info=list(chain.from_iterable(block.info for block in blocks)))
-
-    def __len__(self) -> int:
-        """Frames."""
-        return len(self.counts)
-
-    @property
-    def first(self) -> NDArray[np.int64]:
-        """First atom of each frame, (F,)."""
-        return np.cumsum(self.counts) - self.counts
 
     def part(self, begin: int, end: int) -> Block:
         """Return the frames from `begin` to before `end`, which are views."""
         rows = slice(begin, end)
         before = int(self.counts[:begin].sum())
         atoms = slice(before, before + int(self.counts[rows].sum()))
-        parts = {
-            name: getattr(self, name)[atoms if name in _PER_ATOM else rows]
-            for name in self.__slots__
-        }
-        return Block(**parts)
+        parts = {name: getattr(self, name)[rows] for name in _PER_FRAME}
+        parts |= {name: getattr(self, name)[atoms] for name in _PER_ATOM}
+        return Block(**parts, info=self.info[rows])
 
     def has(self, label: str) -> NDArray[np.bool_]:
         """Return which frames have a label, (F,)."""
@@ -241,7 +235,7 @@ class Block:
     def frames(self) -> Iterator[Frame]:
         """Yield the frames, whose arrays are views."""
         numbers, positions, forces, magmoms = (
-            parts_of(getattr(self, name), self.counts.tolist()) for name in _PER_ATOM
+            self.parts(getattr(self, name)) for name in _PER_ATOM
         )
         labels = {
             "energy": self.energy.tolist(),
@@ -255,6 +249,7 @@ class Block:
             yield Frame(numbers[k], positions[k], self.cell[k], self.pbc[k], results, info)
 
 
+_PER_FRAME = ("counts", "cell", "pbc", "energy", "stress")
 _PER_ATOM = ("numbers", "positions", "forces", "magmoms")
 
 

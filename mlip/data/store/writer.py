@@ -44,9 +44,8 @@ class ShardWriter:
         self.folder, self._in_place = folder, in_place
         self._specs = dict(COLUMNS) | columns_in(in_place)
         self._blocks: list[Block] = []
-        self._places: list[
-            tuple[int, range, Piece]
-        ] = []  # source, frames in their piece, the piece
+        # of each block: source, which frames of their piece they are, the piece
+        self._places: list[tuple[int, range, Piece]] = []
         self._stack = ExitStack()
         self._files = {
             name: self._stack.enter_context((folder / f"{name}.bin").open("wb"))
