@@ -102,7 +102,7 @@ class PotentialModule(L.LightningModule):
         self.sources = tuple(sources)  # whose errors are also logged apart
         self.bad_steps = 0
         self.last_batch: AtomGraph | None = None
-        self._lesson: Lesson  # of this step
+        self._lessons: list[Lesson] = []  # that of a step, between forward and optimiser
         self._reset("train")
         self._reset("val")
 
@@ -118,8 +118,9 @@ class PotentialModule(L.LightningModule):
         torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
         self.last_batch = batch
         progress = self.limits.progress(self.global_step, self.steps_per_epoch)
-        self._lesson = self.objective(self.potential, batch, self.shared_loss, progress)
-        return self._lesson.loss
+        lesson = self.objective(self.potential, batch, self.shared_loss, progress)
+        self._lessons = [lesson]
+        return lesson.loss
 
     def validation_step(self, batch: AtomGraph, batch_idx: int) -> None:
         """Add one batch to the validation errors.
@@ -155,10 +156,11 @@ class PotentialModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose gradient is not finite; stop after three in a row."""
         sums = [p.grad.sum() for p in self.parameters() if p.grad is not None]
+        lesson = self._lessons.pop()
         # the one look at numbers in a step, for which an accelerator is waited for
-        loss_is, gradient_is = _finite(self._lesson.loss.detach(), sums)
+        loss_is, gradient_is = _finite(lesson.loss.detach(), sums)
         if loss_is:  # else skipped: it must not spoil the means
-            self._learnt(self._lesson)
+            self._learnt(lesson)
         if gradient_is:
             self.bad_steps = 0
             return
