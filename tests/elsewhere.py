@@ -29,6 +29,7 @@ WAITS = (
     aten.masked_select.default, aten.nonzero.default, aten.repeat_interleave.Tensor,
     aten.unique_dim.default,
 )  # fmt: skip
+waits: Counter[str] = Counter()  # what was, and how often
 
 
 class There(Tensor):
@@ -75,9 +76,6 @@ class _Literals(TorchFunctionMode):
             del kwargs["device"]
             return func(*args, **kwargs).to(ELSEWHERE)
         return func(*args, **kwargs)
-
-
-waits: Counter[str] = Counter()
 
 
 @contextmanager

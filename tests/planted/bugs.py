@@ -131,6 +131,13 @@ MECHANICS = (
         ("tests/unit/readers/test_mptrj.py::test_a_frame_without_atoms_is_refused_among_others",),
     ),
     Bug(
+        "energies move up where a frame of a block has none",
+        "mlip/data/readers/blocks.py",
+        "block.energy[column.has] = ",
+        "block.energy[: column.has.sum()] = ",
+        ("tests/unit/readers/test_mptrj.py::test_what_is_stacked_is_what_is_read_one_by_one",),
+    ),
+    Bug(
         "kbar keep VASP's sign",
         "mlip/data/readers/pymatgen_json.py",
         'KBAR_VASP: Final = -stress_factor("kbar")',
@@ -1130,8 +1137,8 @@ PLACES = (
     Bug(
         "an accelerator is waited for between forward and backward",
         "mlip/training/module.py",
-        "return self._lesson.loss\n",
-        "return self._lesson.loss * float(bool(self._lesson.loss > -1))\n",
+        "return lesson.loss\n",
+        "return lesson.loss * float(bool(lesson.loss > -1))\n",
         (f"{ELSEWHERE}::test_a_whole_run_there_writes_the_potential_of_one_here",),
     ),
     Bug(

@@ -179,9 +179,9 @@ def test_what_cannot_be_asked_for(scripts, tmp_path, capsys, options, words):
 def test_models_of_ours_have_variants(scripts, monkeypatch):
     processes = importlib.import_module("peer_processes")
     monkeypatch.setenv("MLIP_KERNELS", "torch")  # the caller's does not count
-    plain, cut, torch = map(
-        processes.Model.named, ("facet-s", "facet-s (6.5 Å)", "facet-s (torch)")
-    )
+    names = "facet-s", "facet-s (6.5 Å)", "facet-s (torch)", "facet-s (compiled)"
+    plain, cut, torch, compiled = map(processes.Model.named, names)
+    assert compiled.options == {"name": "facet-s", "compile": True}
     assert (plain.options, cut.options["cutoff"]) == ({"name": "facet-s"}, 6.5)
     assert "MLIP_KERNELS" not in processes.environment(plain)
     assert processes.environment(torch)["MLIP_KERNELS"] == "torch"

@@ -10,8 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from mlip.data.readers import Piece, pymatgen_json, read_frames, read_structures
+from mlip.data.readers import Piece, blocks, mptrj, pymatgen_json, read_frames, read_structures
 from mlip.data.readers.materials import cut_materials
+from mlip.data.readers.stacked import Doubtful
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
 
@@ -285,7 +286,7 @@ def test_the_cut_into_materials(chunk, indent, nested, write, monkeypatch):
 
 MEASURE = """
 import sys
-from mlip.data.readers import Piece, pymatgen_json, read_frames, read_structures
+from mlip.data.readers import pymatgen_json, read_structures
 
 def anonymous():
     with open("/proc/self/status") as status:
@@ -380,38 +381,36 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("options", [{}, {"energy": "corrected"}])
-def test_what_goes_to_the_store_is_what_is_read_one_by_one(name, options, nested, write):
-    """Frames are stacked on their way there; faults are those of the frame, in the same words."""
-    path = write(nested)
-    list(read_structures(path))  # every species is known, or nothing is stacked
+def test_what_is_stacked_is_what_is_read_one_by_one(name, options, nested, write, monkeypatch):
+    """Labels stay with their frames; faults are those of the frame, in the same words."""
     nested["mp-1"]["mp-92-0-2"].update(ODD[name])
     path = write(nested)
-    outcomes = []
-    for frames in (
-        read_structures(path, **options),
-        read_frames(Piece(path, "mptrj", path.stat().st_size), **options),
-    ):
+
+    def outcome():
         found, error = [], ""
         try:
-            for frame in frames:
-                labels = frame.calc.results if hasattr(frame, "calc") and frame.calc else {}
-                labels = labels or getattr(frame, "results", {})
-                found.append((frame.numbers, frame.positions, labels, frame.info))
+            found.extend(read_frames(Piece(path, "mptrj", path.stat().st_size), **options))
         except DataError as raised:
             error = str(raised)
-        outcomes.append((found, error))
-    (one, said), (other, told) = outcomes
-    assert said == told
-    assert len(one) == len(other) >= 2
-    for (numbers, positions, labels, info), (*arrays, results, more) in zip(
-        one, other, strict=True
-    ):
-        np.testing.assert_array_equal(numbers, arrays[0])
-        np.testing.assert_array_equal(positions, arrays[1])
-        assert info == more
-        assert labels.keys() == results.keys()
-        for label, value in labels.items():
-            np.testing.assert_array_equal(results[label], value)
+        return found, error
+
+    stacked, told = outcome()
+    monkeypatch.setattr(mptrj, "_stacked_if_usual", lambda frames: frames)
+    monkeypatch.setattr(blocks, "_stacked", doubtful)
+    alone, said = outcome()
+    assert told == said
+    assert len(stacked) == len(alone) >= 2
+    for one, other in zip(alone, stacked, strict=True):
+        assert one.info == other.info
+        assert one.results.keys() == other.results.keys()
+        for name in ("numbers", "positions", "cell", "pbc"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(one, name))
+        for label, value in one.results.items():
+            np.testing.assert_array_equal(other.results[label], value)
+
+
+def doubtful(*_):
+    raise Doubtful
 
 
 @pytest.mark.parametrize("labels", [{"force": [], "magmom": []}, {"force": None, "magmom": None}])
