@@ -26,7 +26,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +42,7 @@ import ase
 import numpy as np
 import torch
 from ase.build import bulk, molecule
+from machine import processor
 from torch import nn
 
 from mlip.calculator import MLIPCalculator
@@ -439,7 +439,7 @@ def main() -> None:
         about = {
             "command": " ".join(["python scripts/benchmark.py", *given, "--json FILE"]),
             "torch": torch.__version__,
-            "machine": platform.machine(),
+            "machine": processor(),
             "threads": 1,
             "kernels": "compiled" if compiler.usable() else "torch",
         }

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor
 
 from mlip.atomic import atomic_write
 from mlip.cli.allocator import keep_freed_memory
@@ -102,7 +103,7 @@ def main() -> None:
     entry = content.setdefault(name, {"models": {}})
     entry |= {
         "command": "python scripts/compare_models.py " + command_line(options),
-        "machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "
+        "machine": f"{os.cpu_count()} cores ({processor()}), {torch.get_num_threads()} thread(s), "
         f"{torch.cuda.get_device_name() if options.accelerator != 'cpu' else 'no GPU'}",
         "versions": package_versions(),
     }

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ import ase
 import numpy as np
 import torch
 from ase.io import write
+from machine import processor
 
 from mlip import load_potential, train
 from mlip.data.readers import read_structures
@@ -169,7 +169,7 @@ def main() -> None:
         f"--seeds {' '.join(map(str, options.seeds))}"
         + (f" --override {' '.join(options.override)}" if options.override else ""),
         "structures": counts,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} torch thread(s)",
+        "machine": f"{processor()}, {torch.get_num_threads()} torch thread(s)",
         "versions": {"torch": torch.__version__},
     }
     shuffled = np.random.default_rng(1).permutation(counts["pool"])  # smaller parts are inside

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmark import untrained
+from machine import machine
 from peer_processes import PEERS, Model, Worker, WorkerError, command, environment, environments
 from peer_report import REFERENCE, Row, compared, draw, flatness, show, targets
 from peer_tasks import Task, as_fields, tasks
@@ -202,16 +202,6 @@ class _StartUp(_Series):
         if process.returncode:
             raise WorkerError(said[-1] if said else f"its process ended ({process.returncode})")
         return {"cpu_ms": [1e3 * (usage.ru_utime + usage.ru_stime)], "wall_ms": [1e3 * wall]}
-
-
-def machine() -> Row:
-    """What the processor is."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    return {"processor": model, "cores": os.cpu_count(), "system": platform.system()}
 
 
 def chosen(names: Sequence[str] | None) -> tuple[list[Task], list[str]]:

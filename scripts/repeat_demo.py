@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from compare_crystals import compare
 from compare_molecules import load, state_gaps
+from machine import processor
 
 from mlip import train
 from mlip.data.readers import read_structures
@@ -136,7 +136,7 @@ def main() -> None:
         result[kind] = [EXPERIMENTS[kind](seed, folder) for seed in arguments.seeds]
     result |= {
         "command": f"python scripts/repeat_demo.py --seeds {seeds}",
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, "
+        "machine": f"{os.cpu_count()} CPU cores, {processor()}, "
         f"{torch.get_num_threads()} torch threads",
         "versions": {"torch": torch.__version__, "numpy": version("numpy")},
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -35,6 +34,9 @@ from mlip.data.store.writer import ShardWriter
 from mlip.models.registry import PotentialSpec, build_potential
 from mlip.training.config import load_config
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from machine import processor
+
 pytestmark = [pytest.mark.benchmark, pytest.mark.slow, pytest.mark.timeout(3000)]
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "data" / "results" / "data-path.json"
@@ -48,7 +50,7 @@ def record(name: str, **values: Any) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["about"] = {
         "command": "OMP_NUM_THREADS=1 MLIP_REAL_DATA=DATA pytest -m benchmark tests/benchmarks",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other processes",
+        "machine": f"{processor()}, {os.cpu_count()} cores shared with other processes",
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
     }
