@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlip.allocator import keep_freed_memory
     from mlip.calculator import MLIPCalculator
     from mlip.cell_filter import CellFilter
     from mlip.errors import MLIPError
@@ -31,6 +32,7 @@ __all__ = [
     "Potential",
     "Prediction",
     "Relaxer",
+    "keep_freed_memory",
     "load_potential",
     "train",
 ]
@@ -42,6 +44,7 @@ _HOME = {
     "Potential": "mlip.models.potential",
     "Prediction": "mlip.models.potential",
     "Relaxer": "mlip.relax",
+    "keep_freed_memory": "mlip.allocator",
     "load_potential": "mlip.potential_file",
     "train": "mlip.training.run",
 }

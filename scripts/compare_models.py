@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from machine import processor
 
+from mlip.allocator import keep_freed_memory
 from mlip.atomic import atomic_write
-from mlip.cli.allocator import keep_freed_memory
 from mlip.potential_file import package_versions, read_metadata
 from mlip.report.compare import compare_runs, comparison_text, write_comparison
 from mlip.training.run import RunResult, train

@@ -38,6 +38,7 @@ from peer_tasks import Task, as_fields, tasks
 from rich.console import Console
 from rich.progress import Progress
 
+from mlip.allocator import VARIABLES
 from mlip.atomic import atomic_write
 from mlip.errors import ConfigError, MLIPError
 from mlip.potential_file import save_potential
@@ -266,6 +267,7 @@ def about(options: argparse.Namespace, bench: Bench) -> Row:
         "reference": bench.reference,
         "threads": 1,
         "precision": "float32",
+        "freed_memory": "kept" if options.keep_freed_memory else "as glibc does it",
         "weights": "random but for sevennet-0 and chgnet, whose packages have them",
         "machine": machine(),
         "versions": bench.versions,
@@ -282,6 +284,7 @@ def command_line(options: argparse.Namespace) -> str:
     """What gave the numbers, without the names of files."""
     words = ["python", "scripts/compare_peers.py"]
     words += ["--tasks", *options.tasks] if options.tasks else []
+    words += ["--keep-freed-memory"] if options.keep_freed_memory else []
     words += ["--models", *options.models] if options.models != [*OURS, *PEERS] else []
     return shlex.join([*words, "--rounds", str(options.rounds)]) + " --peers FOLDER --json FILE"
 
@@ -294,6 +297,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="calls, training, calls:si64, ...; default all")
     parser.add_argument("--models", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="in all processes, as `mlip.keep_freed_memory()` does",
+    )
     parser.add_argument("--peers", type=Path, default=ROOT / ".peers", help="default .peers")
     parser.add_argument("--json", type=Path, help="write what was measured")
     parser.add_argument("--figure", type=Path, help="draw it")
@@ -301,6 +309,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds} must be 1 or more")
+    if options.keep_freed_memory:
+        os.environ.update(VARIABLES)  # theirs, before they begin
     console = Console()
     if not console.is_terminal:
         console = Console(width=220)

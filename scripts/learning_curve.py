@@ -31,8 +31,8 @@ import torch
 from ase.io import read, write
 from compare_models import record, seconds_per_step, train_for
 
+from mlip.allocator import keep_freed_memory
 from mlip.atomic import atomic_write
-from mlip.cli.allocator import keep_freed_memory
 from mlip.data.readers import read_structures
 from mlip.potential_file import package_versions
 from mlip.training.config import load_config

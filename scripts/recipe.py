@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mlip.cli.allocator import keep_freed_memory
+from mlip.allocator import keep_freed_memory
 from mlip.potential_file import package_versions
 from mlip.training.run import train
 

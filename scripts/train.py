@@ -12,7 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mlip.cli.allocator import keep_freed_memory
+from mlip.allocator import keep_freed_memory
 from mlip.training.config import conf_dir, validate_config
 from mlip.training.run import train
 

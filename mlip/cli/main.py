@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from mlip import __version__
+from mlip.allocator import keep_freed_memory
 from mlip.cli import compare, data, doctor, evaluate, info, md, predict, relax, train
-from mlip.cli.allocator import keep_freed_memory
 from mlip.cli.parser import Parser
 from mlip.errors import MLIPError
 

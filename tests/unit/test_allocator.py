@@ -1,4 +1,4 @@
-"""The commands' allocator settings: taken on glibc, and freed memory is really kept."""
+"""The allocator's settings: taken on glibc, and freed memory is really kept."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import sys
 
 import pytest
 
+from mlip.allocator import VARIABLES
+
 TEMPORARY = """
 import os, sys
-from mlip.cli.allocator import keep_freed_memory
+from mlip import keep_freed_memory
 import numpy as np
 
 def resident():
@@ -32,17 +34,18 @@ print(resident() - before)
 def test_memory_of_large_temporaries_stays_for_the_next():
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
 
-    def left(how: str) -> int:
-        command = [sys.executable, "-c", TEMPORARY, how]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    def left(how: str, **more: str) -> int:
+        command, env = [sys.executable, "-c", TEMPORARY, how], environment | more
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
     assert left("leave") < 8e6, "nothing is given back here: nothing to test"
     assert left("keep") > 56e6
+    assert left("leave", **VARIABLES) > 56e6
 
 
 def test_settings_of_the_user_win(monkeypatch):
-    from mlip.cli.allocator import keep_freed_memory
+    from mlip.allocator import keep_freed_memory
 
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1048576")
     assert not keep_freed_memory()
