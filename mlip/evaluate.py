@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import ase
@@ -130,6 +131,45 @@ class SourceErrors:
             for (name, sums), (structures, atoms) in zip(
                 self.sums.items(), self._sizes.tolist(), strict=True
             )
+        }
+
+
+class NamedErrors:
+    """Errors by a name that each structure has, such as the part of a data set that it is of."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, ErrorSums] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}  # structures, atoms
+
+    def update(self, prediction: Prediction, graph: AtomGraph, names: Sequence[str]) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: of the batch.
+            graph: the batch.
+            names: of its structures.
+        """
+        num_atoms = graph.num_atoms.tolist()
+        for name in set(names):
+            own = [other == name for other in names]
+            chosen = torch.tensor(own, device=graph.energy.device)
+            sums = self._sums.setdefault(name, ErrorSums())
+            sums.update(prediction, _with_labels_of(graph, chosen))
+            structures, atoms = self._sizes.get(name, (0, 0))
+            more = sum(compress(num_atoms, own))
+            self._sizes[name] = structures + sum(own), atoms + more
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """Return errors and counts by name, in their order."""
+        return {
+            name: Evaluation(
+                metrics=sums.compute(),
+                counts={
+                    **dict(zip(("structures", "atoms"), self._sizes[name], strict=True)),
+                    **sums.counts(),
+                },
+            )
+            for name, sums in sorted(self._sums.items())
         }
 
 

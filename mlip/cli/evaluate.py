@@ -6,16 +6,24 @@ import argparse
 import json
 import logging
 import math
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from mlip.evaluate import Evaluation
+    from mlip.graph import AtomGraph
 
 log = logging.getLogger("mlip")
+NAMELESS: Final = "(none)"  # structures without what --by asks for
 EPILOG = """examples:
   mlip evaluate potential.safetensors test.extxyz --output errors.json
   mlip evaluate potential.safetensors my.extxyz data.keys.energy=dft data.stress_unit=kbar
+  mlip evaluate potential.safetensors omol25/val --by data_id
 
-data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy and data.format mean what
-they mean to `mlip train`.
+data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy, data.on_bad and
+data.format mean what they mean to `mlip train`.
 """
 
 
@@ -37,6 +45,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--turned", action="store_true", help="turn every structure at random first (fixed seed)"
     )
+    parser.add_argument(
+        "--by", metavar="KEY", help="also by this info entry: config_type, data_id, mp_id, ..."
+    )
     parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"])
@@ -48,9 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from mlip.cli.frame import read_known
     from mlip.cli.reading import split_words
     from mlip.errors import DataError
-    from mlip.evaluate import batches_of, evaluate_batches
+    from mlip.evaluate import NamedErrors, batches_of, evaluate_batches
     from mlip.potential_file import load_potential
-    from mlip.quantities import MILLI, QUANTITIES
     from mlip.symmetry import randomly_turned
 
     files, options = split_words(args.data)
@@ -58,17 +68,33 @@ def run(args: argparse.Namespace) -> int:
     named = options.get("keys", {})
     potential = load_potential(args.potential, args.device, args.dtype)
     known = potential.species_of(potential.head_index(args.head))
-    structures = read_known(files, known, options.pop("format"), **options)
-    stream = batches_of(structures, potential, args.max_atoms, args.head)
-    batches = (graph for _, graph in stream)
+    structures = read_known(
+        files, known, options.pop("format"), **options, keep_info=args.by is not None
+    )
+    waiting: deque[list[str]] = deque()  # names in the batches that are not evaluated yet
+    by_name = NamedErrors()
+
+    def batches() -> Iterator[AtomGraph]:
+        for some, graph in batches_of(structures, potential, args.max_atoms, args.head):
+            if args.by is not None:
+                waiting.append([str(atoms.info.get(args.by, NAMELESS)) for atoms in some])
+            yield graph
+
+    stream = batches()
     if args.turned:
-        batches = randomly_turned(batches)
+        stream = randomly_turned(stream)
     elif potential.symmetry == "none":
         log.warning(
             "this potential has no exact rotation symmetry and these are errors in the file's "
             "orientations; --turned gives those in random ones"
         )
-    result = evaluate_batches(potential, batches)
+    result = evaluate_batches(
+        potential,
+        stream,
+        observe=(lambda prediction, graph: by_name.update(prediction, graph, waiting.popleft()))
+        if args.by is not None
+        else None,
+    )
     if not result.metrics:
         raise DataError(f"{', '.join(files)}: no energies, forces or stresses to compare with")
     for label, name in named.items():
@@ -76,6 +102,26 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{', '.join(files)}: no structure has {name!r} (data.keys.{label})")
     if bad := [name for name, value in result.metrics.items() if not math.isfinite(value)]:
         log.warning("predictions are not finite on this data: %s", ", ".join(bad))
+    parts = by_name.evaluations()
+    if list(parts) == [NAMELESS]:
+        raise DataError(f"{', '.join(files)}: no structure has {args.by!r} (--by {args.by})")
+    _show(result)
+    if args.by is not None:
+        _show_parts(args.by, parts)
+    if args.output:  # after the numbers are shown: a full disk does not take them along
+        from mlip.atomic import atomic_write
+
+        content = result.to_dict()
+        if args.by is not None:
+            content["by"] = {args.by: {name: part.to_dict() for name, part in parts.items()}}
+        with atomic_write(args.output) as temporary:
+            Path(temporary).write_text(json.dumps(content, indent=1))
+    return 0
+
+
+def _show(result: Evaluation) -> None:
+    from mlip.quantities import MILLI, QUANTITIES
+
     print(f"{result.counts['structures']} structures, {result.counts['atoms']} atoms")
     print(f"{'':20}{'MAE':>10}{'RMSE':>10}  {'unit':10}{'values':>10}")
     for q in QUANTITIES.values():
@@ -91,9 +137,22 @@ def run(args: argparse.Namespace) -> int:
         cells = [f"{k} {MILLI * v:.1f}" for k, v in result.forces_mae_per_element.items()]
         unit = QUANTITIES["forces"].ascii_unit
         print(f"force MAE by element ({unit}): " + "  ".join(cells))
-    if args.output:  # after the numbers are shown: a full disk does not take them along
-        from mlip.atomic import atomic_write
 
-        with atomic_write(args.output) as temporary:
-            Path(temporary).write_text(json.dumps(result.to_dict(), indent=1))
-    return 0
+
+def _show_parts(key: str, parts: Mapping[str, Evaluation]) -> None:
+    """Print a line of mean absolute errors for each value of an info key."""
+    from mlip.quantities import MILLI, QUANTITIES
+
+    shown = [
+        q
+        for q in QUANTITIES.values()
+        if any(f"{q.name}_mae" in part.metrics for part in parts.values())
+    ]
+    width = max(map(len, (key, *parts))) + 2
+    heads = "".join(f"{q.ascii_unit:>12}" for q in shown)
+    print(f"\nMAE of {', '.join(q.words for q in shown)}, by {key}:")
+    print(f"{key:{width}}{'structures':>10}{heads}")
+    for name, part in parts.items():
+        values = (part.metrics.get(f"{q.name}_mae") for q in shown)
+        cells = "".join(f"{'' if v is None else f'{MILLI * v:.2f}':>12}" for v in values)
+        print(f"{name:{width}}{part.counts['structures']:>10}{cells}")

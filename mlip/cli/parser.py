@@ -22,13 +22,17 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parse a command line; nothing at all is a question, though not a complete command.
 
-        An unknown option is compared with those of the command it was given to.
+        KEY=VALUE may stand anywhere. An unknown option is compared with those of the command it was
+        given to.
         """
         args = list(sys.argv[1:] if argv is None else argv)
         if not args:
             self.print_help(sys.stderr)
             self.exit(2)
         parsed, unknown = self.parse_known_args(args)
+        if unknown and all(re.match(r"[^-=][^=]*=", word) for word in unknown):
+            again, left = self.parse_known_args(_before_options(args, unknown))
+            parsed, unknown = (parsed, unknown) if left else (again, left)
         if unknown:
             parser = self._chosen(parsed)
             words = [w.split("=")[0] for w in unknown if w.startswith("-")]
@@ -43,6 +47,15 @@ class Parser(argparse.ArgumentParser):
                 chosen = action.choices.get(getattr(parsed, action.dest, ""))
                 return chosen._chosen(parsed) if chosen else self
         return self
+
+
+def _before_options(args: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Move words to before the first option: argparse takes those of a list only together."""
+    others = list(args)
+    for word in reversed(words):
+        del others[len(others) - 1 - others[::-1].index(word)]
+    first = next((k for k, word in enumerate(others) if word.startswith("-")), len(others))
+    return [*others[:first], *words, *others[first:]]
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

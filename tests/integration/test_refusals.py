@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -52,6 +53,7 @@ def refused(capsys, command: str) -> tuple[int, str]:
     [
         ("evaluate p.safetensors c.extxyz mixed.extxyz", 1, ["mixed.extxyz: frame 2", "Si"]),
         ("evaluate p.safetensors c.cif", 1, ["c.cif", "no energies"]),
+        ("evaluate p.safetensors c.extxyz --by kind", 1, ["no structure has 'kind'"]),
         ("evaluate p.safetensors cut.extxyz", 1, ["cut.extxyz: frame 2"]),
         ("evaluate p.safetensors absent.extxyz", 1, ["absent.extxyz", "no such file"]),
         ("evaluate p.safetensors absent*.extxyz", 1, ["no file matches"]),
@@ -70,6 +72,7 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("relax p.safetensors mixed.extxyz out.xyz --frame -1", 1, ["mixed.extxyz: frame 2"]),
         ("relax p.safetensors c.cif out.doc", 2, ["write one of"]),
         ("relax p.safetensors c.cif c.cif", 2, ["exists"]),
+        ("md p.safetensors c.cif --steps 1 a=b", 2, ["unrecognized arguments: a=b", "mlip md"]),
         ("md p.safetensors nacl.cif", 1, ["nacl.cif: frame 0", "Na, Cl"]),
         ("md p.safetensors c.cif --ensemble nvtt", 2, ["did you mean nvt?", "mlip md --help"]),
         ("md p.safetensors c.cif --temprature 300", 2, ["did you mean --temperature?"]),
@@ -155,8 +158,44 @@ def test_evaluation_reads_what_training_reads(capsys):
     kcal = -1.0 / 0.0433641153  # CODATA: eV in a kcal/mol
     Path("kcal.extxyz").write_text(FRAME.replace("energy=-1.0", f"dft={kcal}") * 3)
     rows = []
-    for words in ("c.extxyz", "kcal.extxyz data.keys.energy=dft data.energy_unit=kcal/mol"):
+    for words in (
+        "c.extxyz",
+        "kcal.extxyz data.keys.energy=dft data.energy_unit=kcal/mol",
+        "kcal.extxyz data.keys.energy=dft --device cpu data.energy_unit=kcal/mol",
+    ):
         assert main(["evaluate", "p.safetensors", *words.split()]) == 0
         rows.append([r for r in capsys.readouterr().out.splitlines() if r.startswith("energy")])
     assert rows[0]
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize("words", ["", "--turned", "--max-atoms 1"])
+def test_errors_by_what_structures_say_of_themselves(capsys, words):
+    """Of each part what evaluating its structures alone gives, and nothing of one is lost."""
+    kinds = ["a b", "c", None, "c", "a b", "c"]
+    frames = [
+        FRAME.replace("energy=-1.0", f"energy={-k}" + (f' config_type="{kind}"' if kind else ""))
+        for k, kind in enumerate(kinds)
+    ]
+    frames[3] = frames[3].replace("energy=-3 ", "")
+    Path("parts.extxyz").write_text("".join(frames))
+    command = ["evaluate", "p.safetensors", "parts.extxyz", "--output", "by.json", *words.split()]
+    assert main([*command, "--by", "config_type"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("MAE of energy")))
+    assert [line.split("  ")[0] for line in lines[start + 2 :]] == ["(none)", "a b", "c"]
+    found = json.loads(Path("by.json").read_text())["by"]["config_type"]
+    assert {name: part["counts"]["energy"] for name, part in found.items()} == {
+        "(none)": 1,
+        "a b": 2,
+        "c": 2,
+    }
+    for name, part in found.items():
+        own = [
+            frame for kind, frame in zip(kinds, frames, strict=True) if (kind or "(none)") == name
+        ]
+        Path("own.extxyz").write_text("".join(own))
+        assert main(["evaluate", "p.safetensors", "own.extxyz", "--output", "own.json"]) == 0
+        alone = json.loads(Path("own.json").read_text())
+        assert part["counts"] == alone["counts"]
+        assert part["metrics"]["energy_mae"] == pytest.approx(alone["metrics"]["energy_mae"])
