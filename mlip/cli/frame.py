@@ -26,12 +26,11 @@ def read_known(paths: Any, species: Sequence[int], format: str, **options: Any) 
     Raises:
         DataError: one cannot be read, or holds another element; names its file and frame.
     """
-    from mlip.data.readers import expand_paths, read_structures
+    from mlip.data.readers import numbered_structures
 
-    for path in expand_paths(paths, format):
-        for index, atoms in enumerate(read_structures(path, format, **options)):
-            _check(atoms, species, path, index)
-            yield atoms
+    for path, index, atoms in numbered_structures(paths, format, **options):
+        _check(atoms, species, path, index)
+        yield atoms
 
 
 def read_frame(path: Path | str, species: Sequence[int], index: int = 0) -> Atoms:

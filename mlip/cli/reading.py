@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-WORDS = """data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy, data.group
-and data.format mean what they mean to `mlip train`.
+WORDS = """data.keys.*, data.*_unit, data.stress_sign, data.stress_voigt, data.energy, data.group,
+data.on_bad and data.format mean what they mean to `mlip train`.
 """
 METAVAR = "FILE | data.KEY=VALUE"
 

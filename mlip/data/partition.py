@@ -8,6 +8,7 @@ names. Files are read twice, first to decide and then to copy, so that nothing i
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from mlip.data.checkup.reading import frames_in
 from mlip.data.progress import counted
 from mlip.data.readers import ReadOptions
 from mlip.data.readers.canonical import SEARCH
+from mlip.data.readers.refused import check_share, skipped_words
 from mlip.data.splits import Splits, make_splits
 from mlip.errors import ConfigError, DataError
 
@@ -98,7 +100,7 @@ def partition(
     targets = {part: Path(out_dir) / f"{part}.extxyz" for part in wanted}
     _refuse_overwriting(Path(out_dir), targets, force=force)
     census = take_census(paths, format, processes=processes, **options)
-    _refuse_unusable(census)
+    _refuse_unusable(census, ReadOptions.parse(options).on_bad)
     by = by or ("group" if (census.frames["group"] >= 0).any() else "random")
     sets = kept_together(census, by)
     number = len(np.unique(sets))
@@ -192,13 +194,18 @@ def _refuse_overwriting(out_dir: Path, targets: Mapping[str, Path], *, force: bo
             raise ConfigError(f"{path} exists; give another --out-dir or --force")
 
 
-def _refuse_unusable(census: Census) -> None:
+def _refuse_unusable(census: Census, on_bad: str) -> None:
     for file, why in census.unread.items():
         raise DataError(f"{file}: {why}")
-    if census.total > len(census.frames):
-        for kind in ("not-finite", "absurd", "cell", "refused"):
-            for example in census.notes.examples.get(kind, []):
-                raise DataError(f"{example}; mlip data check finds all such frames")
+    if not (bad := census.total - len(census.frames)):
+        return
+    kinds = ("not-finite", "absurd", "cell", "refused")
+    found = [str(x) for kind in kinds for x in census.notes.examples.get(kind, [])]
+    first = found[0] if found else ""
+    if on_bad == "error":
+        raise DataError(f"{first}; mlip data check finds all such frames")
+    check_share(bad, census.total, first)
+    warnings.warn(skipped_words(_names(census), bad, first), stacklevel=3)
 
 
 def _copy(
@@ -220,6 +227,8 @@ def _copy(
             frames = frames_in(file, format, **{**options, "keep_info": True})
             for inspected in counted(frames, f"writing {file}"):
                 if isinstance(atoms := inspected.meaning, DataError):
+                    if ReadOptions.parse(options).on_bad == "skip":
+                        continue
                     raise atoms  # the file has changed since it was counted
                 write(handles[PARTS[part_of[row]]], canonical(atoms, names), format="extxyz")
                 row += 1

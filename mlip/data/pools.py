@@ -93,7 +93,7 @@ def isolated_atoms(store: Store, cutoff: float) -> np.ndarray:
 
 
 def drop_filtered(pools: Sequence[Pool]) -> dict[str, dict[str, int]]:
-    """Take out what the filters of the sources name; return how many, by pool and rule.
+    """Take out what the filters of the sources name; return how many are out, by pool and rule.
 
     Raises:
         DataError: nothing is left of a pool.
@@ -109,11 +109,15 @@ def drop_filtered(pools: Sequence[Pool]) -> dict[str, dict[str, int]]:
             raise DataError(
                 f"{pool.store.sources[0]}: data.filter leaves nothing ({counts}); relax its rules"
             )
-    return {
-        pool.label: {rule: len(rows) for rule, rows in pool.dropped.items()}
-        for pool in pools
-        if pool.dropped
-    }
+    counts = {pool.label: _counts(pool) for pool in pools}
+    return {label: own for label, own in counts.items() if own}
+
+
+def _counts(pool: Pool) -> dict[str, int]:
+    """Return how many frames of a pool were left out, by rule; `bad` are no rows of its store."""
+    counts = {rule: len(rows) for rule, rows in pool.dropped.items()}
+    bad = sum(map(len, pool.store.refused.values()))
+    return {**counts, "bad": bad} if bad else counts
 
 
 def describe_rule(rule: str, limits: Filter) -> str:
@@ -175,6 +179,15 @@ def rows_by_file(chosen: Iterable[tuple[Pool, np.ndarray]], named: bool) -> dict
             file = pool.store.sources[k]
             out.setdefault(f"{pool.source.name}: {file}" if named else file, []).append(own)
     return {key: np.concatenate(frames) for key, frames in out.items()}
+
+
+def unusable_by_file(pools: Iterable[Pool], named: bool) -> dict[str, np.ndarray]:
+    """Return the frames of each file that could not be used; `named` as of `rows_by_file`."""
+    return {
+        f"{pool.source.name}: {file}" if named else file: np.array(sorted(frames))
+        for pool in pools
+        for file, frames in pool.store.refused.items()
+    }
 
 
 def _drop_above_fit(pools: Sequence[Pool]) -> None:

@@ -21,10 +21,12 @@ from mlip.data.pools import (
     join,
     open_pools,
     rows_by_file,
+    unusable_by_file,
 )
 from mlip.data.sources import AnyStore, JoinedStore, Source, head_names, parse_sources
-from mlip.data.splits import Splits, make_splits
+from mlip.data.splits import Splits, make_splits, trained_on
 from mlip.data.stats import (
+    BLOCK,
     DatasetStats,
     ReferenceEnergies,
     compute_stats,
@@ -55,7 +57,7 @@ class PreparedData:
     num_workers: Any
     sources: list[Source]
     chosen: Chosen
-    dropped: list[Pool]  # those of which a filter took something
+    dropped: list[Pool]  # those of which something was left out
     weighed: dict[str, int]  # structures of each config_type that has a weight
     notes: list[str] = field(default_factory=list)
 
@@ -101,15 +103,16 @@ class PreparedData:
         named = len(self.sources) > 1
         out: dict[str, Any] = {"seed": self.splits.seed}
         out |= {part: rows_by_file(pieces, named) for part, pieces in self.chosen.items()}
-        if self.dropped:
-            rules = sorted({rule for pool in self.dropped for rule in pool.dropped})
-            out["dropped"] = {
-                rule: rows_by_file(
-                    [(p, p.dropped[rule]) for p in self.dropped if rule in p.dropped], named
-                )
-                for rule in rules
-            }
-        return out
+        rules = sorted({rule for pool in self.dropped for rule in pool.dropped})
+        dropped = {
+            rule: rows_by_file(
+                [(p, p.dropped[rule]) for p in self.dropped if rule in p.dropped], named
+            )
+            for rule in rules
+        }
+        if bad := unusable_by_file(self.dropped, named):
+            dropped["bad"] = bad
+        return {**out, "dropped": dropped} if dropped else out
 
     def summary(self) -> list[str]:
         """Return the lines to print before training."""
@@ -169,7 +172,14 @@ class PreparedData:
         return lines
 
     def _dropped_lines(self) -> list[str]:
-        return [
+        skipped = []
+        for pool in self.dropped:
+            if found := [why for own in pool.store.refused.values() for why in own.values()]:
+                skipped.append(
+                    f"Dropped  {len(found)} of {len(pool.store) + len(found)} frames of "
+                    f"{pool.label} that cannot be used; the first: {found[0]}"
+                )
+        return skipped + [
             f"Dropped  {len(rows)} of {len(pool.store)} structures of {pool.label}: "
             f"{describe_rule(rule, pool.source.filter)}"
             for pool in self.dropped
@@ -249,9 +259,9 @@ def prepare_data(
         num_workers=options["num_workers"],
         sources=sources,
         chosen=chosen,
-        dropped=[pool for pool in pools if pool.dropped],
+        dropped=[pool for pool in pools if pool.dropped or pool.store.refused],
         weighed=weighed,
-        notes=notes + splits.notes,
+        notes=[*notes, *splits.notes, *_leak_notes(chosen)],
     )
 
 
@@ -262,6 +272,28 @@ def _isolated_notes(pools: Sequence[Pool], sources: int) -> list[str]:
         for pool in pools
         if len(pool.isolated)
     ]
+
+
+def _leak_notes(chosen: Chosen) -> list[str]:
+    """Say which files that were given to validate on or to test share something with training."""
+    notes = []
+    for part in ("val", "test"):
+        for pool, rows in chosen[part]:
+            if pool.part == "train" or not len(rows):
+                continue  # a split never cuts a group
+            trained = (
+                p.store.column("group")[some]
+                for p, own in chosen["train"]
+                for some in np.array_split(own, max(1, len(own) // BLOCK))
+            )
+            shared = int(trained_on(pool.store.column("group")[rows], trained).sum())
+            if shared:
+                notes.append(
+                    f"{shared} of {len(rows)} structures of {pool.label} are copies of training "
+                    "structures or share their material, molecule or composition (data.group): "
+                    "their errors say little of new ones"
+                )
+    return notes
 
 
 def _split(pools: Sequence[Pool], seed: int) -> Splits:

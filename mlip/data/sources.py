@@ -26,6 +26,7 @@ from mlip.errors import ConfigError
 DEFAULT_HEAD: Final = "default"
 READER_OPTIONS: Final = (
     "energy", "energy_unit", "force_unit", "stress_unit", "stress_sign", "stress_voigt", "group",
+    "on_bad",
 )  # fmt: skip
 # What a source may say for itself; `data.KEY` is the default of those that exist there.
 OWN: Final = ("name", "path", "val", "test", "head", "sampling", "weight", "labels")

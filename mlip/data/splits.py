@@ -5,7 +5,7 @@ Groups may be as many as structures, and these a hundred million: nothing here i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +78,21 @@ def make_splits(
     if len(train) == 0:
         raise DataError(f"{n} structures are too few for a split; give data.val=FILE")
     return Splits(train, held, tested, seed, notes)
+
+
+def trained_on(held: np.ndarray, trained: Iterable[np.ndarray]) -> np.ndarray:
+    """Return which held-out structures are of a group that is trained on, (n,).
+
+    Args:
+        held: (n,) their groups.
+        trained: those of the training structures, in any number of arrays.
+    """
+    groups, of_structure = np.unique(held, return_inverse=True)
+    seen = np.zeros(len(groups), dtype=bool)
+    for some in trained:
+        place = np.minimum(np.searchsorted(groups, some), len(groups) - 1)
+        seen[place[groups[place] == some]] = True
+    return seen[of_structure]
 
 
 def _groups_to_split(

@@ -360,9 +360,9 @@ def _read_table(
     from mlip.data.readers import read_structures
 
     out: dict[int, float] = {}
-    # Free atoms belong to no material and have no correction: data.group and data.energy are not
-    # for them.
-    given = {k: v for k, v in (reading or {}).items() if k not in ("group", "energy")}
+    # Free atoms belong to no material, have no correction and are needed, every one: data.group,
+    # data.energy and data.on_bad are not for them.
+    given = {k: v for k, v in (reading or {}).items() if k not in ("group", "energy", "on_bad")}
     for frame, atoms in enumerate(read_structures(path, format, **given)):
         if len(atoms) != 1 or atoms.calc is None or "energy" not in atoms.calc.results:
             raise DataError(f"{path}, frame {frame}: expected one atom with an energy")

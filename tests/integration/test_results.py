@@ -97,6 +97,32 @@ def test_the_table_of_speed_is_what_was_measured():
     assert f"the first row was {', '.join(some)} and {last}" in readme()
 
 
+def test_what_kept_memory_is_worth_is_what_was_measured():
+    before, after = results("peers.json"), results("peers-memory.json")
+    assert after["about"]["freed_memory"] == "kept"
+
+    def of(document: dict, model: str) -> float:
+        found = {row["model"]: row for row in document["flatness"]}
+        return found[model]["us_per_atom"]["10648"]
+
+    facet, nequip = (
+        f"{of(after, model):.0f} instead of {of(before, model):.0f}"
+        for model in ("facet-s", "nequip-s")
+    )
+    assert f"`facet-s` then takes {facet} µs an atom, `nequip-s` {nequip}" in readme()
+    spreads = {row["model"]: 100 * row["spread"] for row in after["flatness"]}
+    compiled = sorted(v for k, v in spreads.items() if "compiled" in k)
+    plain = sorted(v for k, v in spreads.items() if "compiled" not in k)
+    claim = (
+        f"varies by {plain[0]:.0f} to {plain[-1]:.0f} %, compiled by {compiled[0]:.0f} to "
+        f"{compiled[-1]:.0f} %"
+    )
+    assert claim in readme()
+    rows = {(row["task"], row["model"]): row for row in after["rows"]}
+    mace = rows["calls:si512", "mace-small"]["ratio"]
+    assert f"MACE small takes {mace:.1f} times as long for 512 Si" in readme()
+
+
 def results(name: str) -> dict:
     return json.loads((ROOT / "data" / "results" / name).read_text())
 

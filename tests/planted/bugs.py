@@ -24,6 +24,7 @@ LOADER = "tests/unit/data/test_loader.py"
 DOCTORS = "tests/unit/checkup/test_several_processes.py"
 DIVIDED = "tests/unit/data/test_divided_extxyz.py"
 INDEX = "tests/unit/data/test_in_place.py"
+SKIPPED = "tests/unit/data/test_bad_frames.py"
 HEADS = "tests/physics/test_heads.py"
 LOSS = "tests/unit/training/test_loss.py"
 OBJECTIVES = "tests/unit/training/test_objectives.py"
@@ -1050,6 +1051,62 @@ DIVIDING = (
         "noticed if last else Noticed()",
         "noticed",
         (f"{DIVIDED}::test_parts_over_hosts",),
+    ),
+    Bug(
+        "a conversion that goes on counts what is left of its frames",
+        "mlip/data/store/jobs.py",
+        'return shard["structures"] + len(shard["refused"])',
+        'return shard["structures"]',
+        (f"{SKIPPED}::test_going_on_after_a_kill",),
+    ),
+    Bug(
+        "frames behind one that is skipped have its number",
+        "mlip/data/store/jobs.py",
+        "first += len(frames)",
+        "first += len(frames) * isinstance(frames, Block)",
+        (f"{SKIPPED}::test_what_is_left_is_the_file_without_them",),
+    ),
+    Bug(
+        "a structure goes with the one that atoms on one another are found in",
+        "mlip/data/readers/frames.py",
+        "atoms = np.repeat(stays, self.counts)",
+        "atoms = np.repeat(np.roll(stays, 1), self.counts)",
+        (f"{SKIPPED}::test_what_is_left_is_the_file_without_them",),
+    ),
+    Bug(
+        "what a skipped frame leaves out is counted",
+        "mlip/data/readers/canonical.py",
+        "self.left_out.clear()\n        self.left_out.update(left_out)",
+        "pass",
+        (f"{SKIPPED}::test_what_a_skipped_frame_would_leave_out_is_not_counted",),
+    ),
+    Bug(
+        "the key of a skipped frame counts",
+        "mlip/data/readers/blocks.py",
+        "canonical.forget_since(before)",
+        "pass",
+        (f"{SKIPPED}::test_the_key_of_a_frame_that_is_skipped_counts_for_nothing",),
+    ),
+    Bug(
+        "two levels of theory are skipped as bad frames",
+        "mlip/data/readers/canonical.py",
+        "except OtherKeyError:\n            raise\n        ",
+        "",
+        (f"{SKIPPED}::test_another_key_is_never_skipped",),
+    ),
+    Bug(
+        "any number of frames may be skipped",
+        "mlip/data/store/build.py",
+        "check_share(len(refused), frames, ",
+        "check_share(0, frames, ",
+        (f"{SKIPPED}::test_one_in_a_thousand",),
+    ),
+    Bug(
+        "what a given part shares is looked for among structures of its own source",
+        "mlip/data/prepare.py",
+        'for p, own in chosen["train"]\n                for some',
+        'for p, own in chosen["train"] if p.number == pool.number\n                for some',
+        (f"{SOURCES}::test_what_a_given_part_shares_with_any_training_structure_is_said",),
     ),
     Bug(
         "parts may have a label under different keys",

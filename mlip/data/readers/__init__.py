@@ -8,6 +8,7 @@ line in the table here.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -37,6 +38,7 @@ from mlip.data.readers.paths import (
     expand_paths,
     refuse_empty,
 )
+from mlip.data.readers.refused import Refused, check_hope, check_share, skipped_words
 from mlip.data.readers.streams import COMPRESSED
 from mlip.errors import ConfigError, DataError
 
@@ -51,10 +53,12 @@ __all__ = [
     "Noticed",
     "Piece",
     "ReadOptions",
+    "Refused",
     "describe_keys",
     "expand_paths",
     "inspect_frames",
     "inspect_piece",
+    "numbered_structures",
     "read_blocks",
     "read_frames",
     "read_natoms",
@@ -113,7 +117,7 @@ def read_structures(
         path: a file, a directory (all its files of one kind), a glob, or a list of them.
         format: one of `FORMATS`, or `auto`.
         **options: the fields of `ReadOptions`: keys, energy_unit, force_unit, stress_unit,
-            stress_sign, stress_voigt, energy, group, keep_info.
+            stress_sign, stress_voigt, energy, group, keep_info, on_bad.
 
     Returns:
         An iterator of `ase.Atoms`. `atoms.calc.results` has those of energy (eV), forces
@@ -124,6 +128,16 @@ def read_structures(
     Raises:
         DataError: at the call if a path is missing or not readable, later if a frame is bad.
         ConfigError: an option or the format is unknown.
+    """
+    return (atoms for _, _, atoms in numbered_structures(path, format, **options))
+
+
+def numbered_structures(
+    path: PathLike | Iterable[PathLike], format: str = "auto", **options: Any
+) -> Iterator[tuple[Path, int, Atoms]]:
+    """Read as `read_structures` does; yield the file, the number of the frame in it, and the frame.
+
+    Numbers count frames that are skipped, too.
     """
     parsed = ReadOptions.parse(options)
     files = expand_paths(path, check_format(format))
@@ -146,12 +160,25 @@ def _checked_kind(file: Path, format: str, options: ReadOptions) -> str:
     return kind
 
 
-def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[Atoms]:
+def _read(jobs: list[tuple[Path, str]], options: ReadOptions) -> Iterator[tuple[Path, int, Atoms]]:
+    total, skipped = 0, list[Refused]()
     for file, kind in jobs:
         canonical = Canonicalizer(file, _units_left(kind, options))
+        refused = list[Refused]()
         for index, frame in enumerate(_READERS[kind](file, options)):
-            yield canonical(frame, index)
+            found = canonical.unless_refused(canonical, frame, index)
+            if isinstance(found, Refused):
+                refused.append(found)
+                check_hope(len(refused), canonical.count + len(refused), found.why)
+            else:
+                yield file, index, found
         canonical.finish()
+        total += canonical.count + len(refused)
+        skipped += refused
+        if refused:
+            warnings.warn(skipped_words(file, len(refused), refused[0].why), stacklevel=2)
+    if skipped:
+        check_share(len(skipped), total, skipped[0].why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,11 +304,17 @@ def read_frames(piece: Piece, noticed: Noticed | None = None, **options: Any) ->
         ConfigError: an option is unknown.
     """
     for block in read_blocks(piece, noticed, **options):
-        yield from block.frames()
+        if isinstance(block, Block):
+            yield from block.frames()
 
 
-def read_blocks(piece: Piece, noticed: Noticed | None = None, **options: Any) -> Iterator[Block]:
-    """Read canonical frames in blocks of some dozens; arguments and errors as of `read_frames`."""
+def read_blocks(
+    piece: Piece, noticed: Noticed | None = None, **options: Any
+) -> Iterator[Block | Refused]:
+    """Read canonical frames in blocks of some dozens; arguments and errors as of `read_frames`.
+
+    Frames that are skipped have something in their place: the caller counts and names them.
+    """
     parsed = ReadOptions.parse(options)
     canonical = _canonicalizer(piece, parsed, noticed)
     yield from canonical_blocks(canonical, _raw_blocks(piece, parsed), piece.first or 0)

@@ -62,7 +62,8 @@ def read_sqlite(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
                 empty = False
                 place = f"{path}: row {row_id}"
                 row = dict(zip(columns, values, strict=True))
-                yield decode_row(_decode_columns(row, place), place, keep_all=keep_all)
+                row = _decode_columns(row, place)
+                yield RawFrame.unless_misshapen(decode_row, row, place, keep_all=keep_all)
             if empty:
                 raise DataError(f"{path}: the database is empty; expected at least one row")
     except (sqlite3.Error, UnicodeDecodeError) as error:  # its own messages quote the damage
@@ -148,7 +149,8 @@ def read_json_db(path: Path, *, keep_all: bool = False) -> Iterator[RawFrame]:
     if not ids:
         raise DataError(f"{path}: holds no rows; expected an ASE database {{'1': {{...}}, ...}}")
     for row_id in ids:
-        yield decode_row(rows[str(row_id)], f"{path}: row {row_id}", keep_all=keep_all)
+        row, place = rows[str(row_id)], f"{path}: row {row_id}"
+        yield RawFrame.unless_misshapen(decode_row, row, place, keep_all=keep_all)
 
 
 def read_traj(path: Path) -> Iterator[RawFrame]:

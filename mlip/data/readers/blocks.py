@@ -7,15 +7,16 @@ right, the frames are gone through one by one, which names the frame and its fau
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from itertools import chain, groupby, repeat
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlip.data.readers.canonical import SEARCH, Canonicalizer
-from mlip.data.readers.frames import Block, Column, RawBlock, RawFrame
+from mlip.data.readers.frames import Block, Column, Frame, RawBlock, RawFrame
 from mlip.data.readers.options import LabelKeys
+from mlip.data.readers.refused import Refused
 from mlip.data.readers.stacked import (
     Doubtful,
     check_cells,
@@ -52,7 +53,7 @@ def in_lists(frames: Iterable[T]) -> Iterator[list[T]]:
 
 def canonical_blocks(
     canonical: Canonicalizer, raw: Iterable[RawBlock | list[RawFrame]], first: int
-) -> Iterator[Block]:
+) -> Iterator[Block | Refused]:
     """Yield the canonical form of frames.
 
     Args:
@@ -61,7 +62,7 @@ def canonical_blocks(
         first: number of the first in the file.
 
     Raises:
-        DataError: a frame is bad; those before it have been yielded.
+        DataError: a frame is bad and may not be skipped; those before it have been yielded.
     """
     index = first
     for some in raw:
@@ -72,8 +73,9 @@ def canonical_blocks(
 
 def _canonical(
     canonical: Canonicalizer, raw: RawBlock | list[RawFrame], first: int
-) -> Iterable[Block]:
+) -> Iterable[Block | Refused]:
     """Return a block if that is enough; what is doubtful is looked at more closely, twice."""
+    before = canonical.noticed()
     if isinstance(raw, RawBlock):
         try:
             return [_checked(canonical, _noticed(canonical, raw))]
@@ -82,8 +84,20 @@ def _canonical(
     try:
         return [_checked(canonical, _stacked(canonical, raw))]
     except (Doubtful, DataError):
-        alone = (canonical.arrays(frame, k) for k, frame in enumerate(raw, start=first))
-        return map(Block.of, in_lists(alone))
+        canonical.forget_since(before)  # a frame that is refused now shows nothing
+        alone = (
+            canonical.unless_refused(canonical.arrays, frame, k)
+            for k, frame in enumerate(raw, start=first)
+        )
+        return chain.from_iterable(map(_together, in_lists(alone)))
+
+
+def _together(frames: Iterable[Frame | Refused]) -> Iterator[Block | Refused]:
+    """Yield frames as blocks, and those that were refused in between."""
+    for _, some in groupby(frames, type):
+        found = list(some)
+        good = [frame for frame in found if isinstance(frame, Frame)]
+        yield from [Block.of(good)] if good else [bad for bad in found if isinstance(bad, Refused)]
 
 
 def _noticed(canonical: Canonicalizer, raw: RawBlock) -> RawBlock:
@@ -106,6 +120,8 @@ def _stacked(canonical: Canonicalizer, frames: Sequence[RawFrame]) -> RawBlock:
         Doubtful: something is no plain array of the shape that it should have.
         DataError: a frame has a label under another key than those before it.
     """
+    if any(frame.fault for frame in frames):
+        raise Doubtful
     counts = np.array([len(frame.numbers) for frame in frames])
     cells = [_NO_CELL if frame.cell is None else frame.cell for frame in frames]
     found = [canonical.find(frame, "") for frame in frames]

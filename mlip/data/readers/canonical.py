@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from ase import Atoms
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from mlip.data.readers.checks import as_floats, as_integer, as_numbers, check_cell, hill_formula
 from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.options import VIRIAL_KEYS, ReadOptions
+from mlip.data.readers.refused import Refused
 from mlip.errors import DataError
 from mlip.units import energy_factor, force_factor, stress_factor
 
@@ -59,6 +60,12 @@ VOIGT_I: Final = [0, 1, 2, 1, 0, 0]
 VOIGT_J: Final = [0, 1, 2, 2, 2, 1]
 _VASP_TO_ASE: Final = [0, 1, 2, 4, 5, 3]  # xx yy zz xy yz zx -> xx yy zz yz xz xy
 ASYMMETRY: Final = (0.05, 1e-3)  # relative; eV/Å³: more than both is no stress tensor
+T = TypeVar("T")
+Noticings = tuple[dict[str, str], dict[str, int], int]  # keys, what was left out, frames
+
+
+class OtherKeyError(DataError):
+    """A label is under another key than in earlier frames: the file, not the frame, is doubtful."""
 
 
 class Canonicalizer:
@@ -113,11 +120,50 @@ class Canonicalizer:
 
     def arrays(self, frame: RawFrame, index: int) -> Frame:
         """Return the canonical form of `frame` as arrays; arguments and errors as of a call."""
+        if frame.fault is not None:
+            raise frame.fault
         place = f"{self.path}: frame {index}" + (f" ({frame.where})" if frame.where else "")
         self.count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)
         return Frame(numbers, positions, cell, pbc, results, self.info(frame.info, numbers, place))
+
+    def unless_refused(
+        self, form: Callable[[RawFrame, int], T], frame: RawFrame, index: int
+    ) -> T | Refused:
+        """Return a form of `frame`, or that it has none if the options say to skip such frames.
+
+        Args:
+            form: this object, or its method `arrays`.
+            frame: the raw frame.
+            index: its 0-based number in the file.
+
+        Raises:
+            DataError: the frame is bad and bad frames are errors, or it has a label under another
+                key than earlier frames.
+        """
+        if self.options.on_bad == "error":
+            return form(frame, index)
+        before = self.noticed()
+        try:
+            return form(frame, index)
+        except OtherKeyError:
+            raise
+        except DataError as error:
+            self.forget_since(before)
+            return Refused(str(error))
+
+    def noticed(self) -> Noticings:
+        """Return what the frames so far showed."""
+        return dict(self.keys), dict(self.left_out), self.count
+
+    def forget_since(self, before: Noticings) -> None:
+        """Notice no more than was noticed before."""
+        keys, left_out, self.count = before
+        self.keys.clear()  # and not another: others hold it
+        self.keys.update(keys)
+        self.left_out.clear()
+        self.left_out.update(left_out)
 
     def finish(self) -> None:
         """Say once what was left out of this file's labels, with counts."""
@@ -254,7 +300,7 @@ class Canonicalizer:
                 return name, value
             used = self.keys.setdefault(label, plain)
             if used != plain:
-                raise DataError(
+                raise OtherKeyError(
                     f"{place}: its {label} is under {plain!r}, that of earlier frames under "
                     f"{used!r}; two keys often mean two levels of theory; "
                     f"name one with data.keys.{label}, or make the file uniform"

@@ -52,8 +52,8 @@ def read_extxyz(path: Path, part: tuple[int, int, int] | None = None) -> Iterato
             gives them; default all.
 
     Raises:
-        DataError: it holds no frame, or a line cannot be understood.
-        CorruptDataError: the last frame is cut short.
+        DataError: it holds no frame, or a line that should be the first of a frame is not.
+        CorruptDataError: the last frame is cut short, or lines do not have their columns.
     """
     begin, end, first = part or (0, None, 0)
     with open_bytes(path) as stream:
@@ -105,7 +105,7 @@ def _frames(path: Path, stream: BinaryIO, index: int, end: int | None) -> Iterat
             raise DataError(f"{place}: is not UTF-8 text ({error.reason}); convert it") from None
         if rows and not rows[-1].endswith("\n"):
             _check_last_line(rows, place)
-        yield _parse(text, rows, layouts, place)
+        yield RawFrame.unless_misshapen(_parse, text, rows, layouts, place)
         index += 1
 
 
@@ -227,8 +227,8 @@ def _parse_columns(rows: list[str], layout: Layout, place: str) -> dict[str, NDA
     tokens = " ".join(rows).split()
     if len(tokens) != width * len(rows):
         for number, row in enumerate(rows):
-            if len(row.split()) != width:
-                raise DataError(
+            if len(row.split()) != width:  # a line is lost, or the next frame is taken for this
+                raise CorruptDataError(
                     f"{place}: atom {number} has {len(row.split())} columns, expected {width} "
                     f"as Properties say: {_show(row)}; correct that line"
                 )
@@ -242,7 +242,8 @@ def _parse_columns(rows: list[str], layout: Layout, place: str) -> dict[str, NDA
         try:
             values = _CONVERT[kind](words)
         except (ValueError, KeyError, OverflowError) as error:
-            raise DataError(
+            damage = CorruptDataError if "\0" in "".join(words) else DataError  # a hole
+            raise damage(
                 f"{place}: column {name!r} holds something that is not of type {kind} ({error}); "
                 "correct it"
             ) from None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, pairwise
-from typing import Any
+from itertools import accumulate, chain, compress, pairwise
+from typing import Any, ParamSpec
 
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+
+from mlip.errors import CorruptDataError, DataError
+
+P = ParamSpec("P")
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class RawFrame:
         arrays: everything else that belongs to its atoms.
         constraints: ASE constraints; only kept with `keep_info`.
         where: the source's own name for the frame, for messages.
+        fault: why it is none, though those behind it can be read; it has nothing else then.
     """
 
     numbers: Any
@@ -37,6 +42,23 @@ class RawFrame:
     arrays: dict[str, Any] = field(default_factory=dict)
     constraints: list[Any] = field(default_factory=list)
     where: str = ""
+    fault: DataError | None = None
+
+    @classmethod
+    def unless_misshapen(
+        cls, make: Callable[P, RawFrame], *args: P.args, **kw: P.kwargs
+    ) -> RawFrame:
+        """Return what `make` does, or a frame that says what `make` complains about.
+
+        Raises:
+            CorruptDataError: by `make`; nobody knows then what else is damaged.
+        """
+        try:
+            return make(*args, **kw)
+        except CorruptDataError:
+            raise
+        except DataError as error:
+            return cls((), (), fault=error)
 
     @classmethod
     def from_atoms(cls, atoms: Atoms) -> RawFrame:
@@ -223,6 +245,15 @@ class Block(Stacked):
         parts = {name: getattr(self, name)[rows] for name in _PER_FRAME}
         parts |= {name: getattr(self, name)[atoms] for name in _PER_ATOM}
         return Block(**parts, info=self.info[rows])
+
+    def without(self, frames: Sequence[int]) -> Block:
+        """Return the other frames."""
+        stays = np.ones(len(self), dtype=bool)
+        stays[frames] = False
+        atoms = np.repeat(stays, self.counts)
+        parts = {name: getattr(self, name)[stays] for name in _PER_FRAME}
+        parts |= {name: getattr(self, name)[atoms] for name in _PER_ATOM}
+        return Block(**parts, info=list(compress(self.info, stays)))
 
     def has(self, label: str) -> NDArray[np.bool_]:
         """Return which frames have a label, (F,)."""

@@ -71,13 +71,13 @@ def read_matpes(path: Path) -> Iterator[RawFrame]:
     """Yield every record, in the order of the file.
 
     Raises:
-        DataError: a record cannot be understood, or a site is disordered.
+        DataError: a record cannot be understood.
         CorruptDataError: the file is cut short or damaged.
     """
     index = -1
     for index, (offset, text) in enumerate(_records(path)):
         place = f"{path}: frame {index} at byte {offset}"
-        yield _raw_frame(_decode(text, place), place)
+        yield RawFrame.unless_misshapen(_raw_frame, _decode(text, place), place)
     if index < 0:
         raise DataError(f"{path}: the file holds no record; expected [{{structure, energy, ..}}]")
 

@@ -83,7 +83,7 @@ def read_mptrj(path: Path, span: tuple[int, int] | None = None) -> Iterator[RawF
         span: bytes of the materials to read, as `split_materials` gives them; default all.
 
     Raises:
-        DataError: a record cannot be understood, or a site is disordered.
+        DataError: a material cannot be understood.
         CorruptDataError: the file is cut short or damaged.
     """
     for some in read_mptrj_blocks(path, span):
@@ -175,21 +175,25 @@ _NOT_THE_LAYOUT: Final = "this is not the MPtrj layout, correct it"
 
 
 def _one_by_one(path: Path, frames: Sequence[_Named]) -> Iterator[RawFrame]:
-    for mp_id, frame_id, frame in frames:
-        where = f"{mp_id}, {frame_id}"
-        place = f"{path}: {where}"
-        results = {
-            "energy": frame.uncorrected_total_energy,
-            "forces": None if frame.force is None else vectors(frame.force),
-            "stress": kbar_of_vasp(frame.stress, place),
-            "magmoms": np.array(frame.magmom, dtype=np.float64) if frame.magmom else None,
-        }
-        yield RawFrame(
-            **geometry(frame.structure, place),
-            results={name: value for name, value in results.items() if value is not None},
-            info=_info(mp_id, frame_id, frame),
-            where=where,
-        )
+    for named in frames:
+        yield RawFrame.unless_misshapen(_raw_frame, path, *named)
+
+
+def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _AnyFrame) -> RawFrame:
+    where = f"{mp_id}, {frame_id}"
+    place = f"{path}: {where}"
+    results = {
+        "energy": frame.uncorrected_total_energy,
+        "forces": None if frame.force is None else vectors(frame.force),
+        "stress": kbar_of_vasp(frame.stress, place),
+        "magmoms": np.array(frame.magmom, dtype=np.float64) if frame.magmom else None,
+    }
+    return RawFrame(
+        **geometry(frame.structure, place),
+        results={name: value for name, value in results.items() if value is not None},
+        info=_info(mp_id, frame_id, frame),
+        where=where,
+    )
 
 
 def _stacked(named: Sequence[_Named]) -> RawBlock:

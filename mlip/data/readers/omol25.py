@@ -176,7 +176,8 @@ def _row(path: Path, transaction: Any, row_id: int, *, keep_all: bool = False) -
         raise CorruptDataError(
             f"{place}: is missing; the database is damaged, copy or download it again"
         )
-    return decode_row(_load(record, place), place, keep_all=keep_all)
+    row = _load(record, place)
+    return RawFrame.unless_misshapen(decode_row, row, place, keep_all=keep_all)
 
 
 def _open(path: Path, *, records: bool = True) -> lmdb.Environment:

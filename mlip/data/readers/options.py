@@ -44,6 +44,9 @@ class ReadOptions:
         group: info key that must not be split between train and validation; `auto` looks for a
             material or molecule id, None sets no group.
         keep_info: keep every other info and arrays entry of the file.
+        on_bad: what to do with a frame whose labels or positions are not finite or misshapen, or
+            which is otherwise no structure: `error`, or `skip` up to one in a thousand, with a
+            warning that counts them.
     """
 
     keys: LabelKeys = LabelKeys()
@@ -55,6 +58,7 @@ class ReadOptions:
     energy: Literal["uncorrected", "corrected"] = "uncorrected"
     group: str | None = "auto"
     keep_info: bool = False
+    on_bad: Literal["error", "skip"] = "error"
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> ReadOptions:
@@ -69,14 +73,14 @@ class ReadOptions:
         for name in ("energy_unit", "force_unit", "stress_unit", "stress_sign"):
             if values.get(name) == "auto":
                 values[name] = None
-        if values.get("stress_voigt") is None:
-            values.pop("stress_voigt", None)
-        if values.get("energy") is None:
-            values.pop("energy", None)
+        for name in ("stress_voigt", "energy", "on_bad"):
+            if values.get(name) is None:
+                values.pop(name, None)
         parsed = cls(**values)
         _check_choice("stress_sign", parsed.stress_sign, (None, "ase", "vasp"))
         _check_choice("stress_voigt", parsed.stress_voigt, ("ase", "vasp"))
         _check_choice("energy", parsed.energy, ("uncorrected", "corrected"))
+        _check_choice("on_bad", parsed.on_bad, ("error", "skip"))
         if parsed.energy_unit is not None:
             energy_factor(parsed.energy_unit)
         if parsed.force_unit is not None:

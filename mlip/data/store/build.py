@@ -14,8 +14,9 @@ from typing import Any
 from mlip.data.processes import count_done, first_failure, workers
 from mlip.data.readers import Noticed, read_frames
 from mlip.data.readers.canonical import left_out_words
+from mlip.data.readers.refused import check_share, skipped_words
 from mlip.data.store.conversion import Conversion
-from mlip.data.store.jobs import Job, finished_shards, run_job
+from mlip.data.store.jobs import Job, finished_shards, frames_of, run_job
 from mlip.data.store.layout import MANIFEST, SHARDS, make_manifest, write_json
 from mlip.data.store.lock import exclusive
 from mlip.data.store.progress import Progress
@@ -112,23 +113,32 @@ def _named(jobs: Iterator[Job], names: list[str]) -> Iterator[Job]:
 
 def _merge(plan: Conversion, names: Sequence[str]) -> None:
     folder = plan.folder
-    shards, missing = list(plan.shards_before), []
+    new: list[dict[str, Any]] = []
+    missing = []
     for name in names:
         found, complete = finished_shards(folder, name)
         if not complete:
             missing.append(name)
-        shards += found
+        new += found
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} job(s) are not finished, the first is {missing[0]}; run "
             "the parts that were interrupted again, then merge"
         )
-    _check_keys(plan, shards)
-    _repeat(list(_left_out(plan, shards)))
-    shards = _with_first_frames([s for s in shards if s["structures"]])
+    _check_keys(plan, new)
+    new = _with_first_frames(new)
+    refused = _refused(new)
+    _repeat([*_left_out(plan, new), *_skipped(plan, refused, sum(map(frames_of, new)))])
+    shards = [*plan.shards_before, *(s for s in new if s["structures"])]
     if not shards:
         raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
-    about = make_manifest(plan.all_sources, plan.reading, shards, in_place=plan.in_place)
+    about = make_manifest(
+        plan.all_sources,
+        plan.reading,
+        shards,
+        in_place=plan.in_place,
+        refused=[*plan.refused_before, *refused],
+    )
     write_json(folder / MANIFEST, about)
     plan.forget()
     for leftover in (folder / SHARDS).glob(".*"):
@@ -164,7 +174,7 @@ def _name_frame(plan: Conversion, shard: Mapping[str, Any], known: Mapping[str, 
 
 def _left_out(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Say of each divided file what was left out of its labels, as of one read as a whole."""
-    own = [s for s in shards if s["part_of"] is not None and int(s["name"][:3]) == plan.generation]
+    own = [shard for shard in shards if shard["part_of"] is not None]
     for source in dict.fromkeys(s["part_of"] for s in own):
         parts = [s for s in own if s["part_of"] == source]
         total: Counter[str] = Counter()
@@ -172,6 +182,28 @@ def _left_out(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> Iterator
             total.update(part.get("left_out", {}))
         frames = sum(part["structures"] for part in parts)
         yield from left_out_words(plan.all_sources[source]["path"], total, frames)
+
+
+def _refused(shards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return source, number in its file and fault of the frames that were left out."""
+    return [
+        {"source": source, "frame": number + shard["first_frame"], "why": why}
+        for shard in shards
+        for source, number, why in shard["refused"]
+    ]
+
+
+def _skipped(plan: Conversion, refused: Sequence[Mapping[str, Any]], frames: int) -> Iterator[str]:
+    """Say of each file how many of its frames were left out.
+
+    Raises:
+        DataError: of all `frames`, more than may be.
+    """
+    if refused:
+        check_share(len(refused), frames, refused[0]["why"])
+    for source in dict.fromkeys(bad["source"] for bad in refused):
+        own = [bad["why"] for bad in refused if bad["source"] == source]
+        yield skipped_words(plan.all_sources[source]["path"], len(own), own[0])
 
 
 def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -185,7 +217,7 @@ def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
             continue
         if (own := shard["name"].rpartition("-")[0]) != job:
             job, first = own, counts.get(source, 0)
-        counts[source] = counts.get(source, 0) + shard["structures"]
+        counts[source] = counts.get(source, 0) + frames_of(shard)
         out.append({**shard, "first_frame": first})
     return out
 

@@ -21,7 +21,7 @@ from mlip.data.store.layout import (
 )
 from mlip.errors import ConfigError, DataError
 
-PLAN: Final = 2  # how files are cut into jobs; raise it when that changes: shards belong to a job
+PLAN: Final = 3  # raise it when jobs or what shards say of themselves change: old ones do not fit
 ENDS: Final = 65536  # bytes at each end of a file that tell it from others
 
 
@@ -175,6 +175,12 @@ class Conversion:
         """Shards of the store that is appended to."""
         shards = (self.before or {}).get("shards", [])
         return [s for s in shards if int(s["name"][:3]) < self.generation]
+
+    @property
+    def refused_before(self) -> list[dict[str, Any]]:
+        """Frames that are left out of the store that is appended to."""
+        known = len(self.sources_before)
+        return [bad for bad in (self.before or {}).get("refused", []) if bad["source"] < known]
 
     @property
     def all_sources(self) -> list[dict[str, Any]]:

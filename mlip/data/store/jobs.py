@@ -18,13 +18,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from mlip.data.readers import Block, Noticed, Piece, read_blocks, split_files
+from mlip.data.readers import Block, Noticed, Piece, Refused, read_blocks, split_files
 from mlip.data.store.layout import SHARD, SHARDS
 from mlip.data.store.writer import ShardWriter
 
 SHARD_ROWS: Final = 100_000  # structures of a shard at most
 JOB_BYTES: Final = 64 * 1024**2  # small files are read together up to this size
-_Placed = tuple[Block, int, int, Piece]  # source, number in the piece of the first frame, the piece
+# frames, their source, number in the piece of the first of them, the piece
+_Placed = tuple[Block | Refused, int, int, Piece]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def finished_shards(folder: Path, job: str) -> tuple[list[dict[str, Any]], bool]
             return found, True
 
 
+def frames_of(shard: Mapping[str, Any]) -> int:
+    """Return how many frames a shard was made of, those that were left out included."""
+    return shard["structures"] + len(shard["refused"])
+
+
 def run_job(
     folder: Path,
     job: Job,
@@ -132,9 +138,9 @@ def run_job(
         warnings.simplefilter("always", UserWarning)
         noticed = Noticed()
         rows = _Rows(_read(job, options, noticed, advance))
-        for _ in rows.take(sum(shard["structures"] for shard in done)):
+        for _ in rows.take(sum(map(frames_of, done))):
             pass  # read again, because labels are checked over all frames of a file
-        _write_shards(folder, job, len(done), rows, noticed, in_place)
+        _write_shards(folder, job, len(done), rows, noticed, in_place, options)
     return [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
 
 
@@ -145,6 +151,7 @@ def _write_shards(
     rows: _Rows,
     noticed: Noticed,
     in_place: bool,
+    options: Mapping[str, Any],
 ) -> None:
     """Write shards `number` and on; each gets its name when it is on disk."""
     last = False
@@ -154,9 +161,10 @@ def _write_shards(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            with ShardWriter(temporary, in_place=in_place) as writer:
-                for block, source, first, piece in rows.take(SHARD_ROWS):
-                    writer.add(block, source, first, piece)
+            skip = options.get("on_bad") == "skip"
+            with ShardWriter(temporary, in_place=in_place, skip=skip) as writer:
+                for frames, source, first, piece in rows.take(SHARD_ROWS):
+                    writer.add(frames, source, first, piece)
                 last = len(writer) < SHARD_ROWS
                 told = asdict(noticed if last else Noticed())  # of the whole job, said once
                 writer.finish(last=last, part_of=job.part_of, **told)
@@ -186,7 +194,7 @@ class _Rows:
         while rows and (placed := self._rest or next(self._blocks, None)):
             block, source, first, piece = placed
             self._rest = None
-            if len(block) > rows:
+            if isinstance(block, Block) and len(block) > rows:
                 self._rest = block.part(rows, len(block)), source, first + rows, piece
                 block = block.part(0, rows)
             rows -= len(block)
@@ -199,7 +207,7 @@ def _read(
     """Yield the frames of a job; what its part of a file shows is judged when all parts are."""
     for piece, source in zip(job.pieces, job.sources, strict=True):
         first = 0
-        for block in read_blocks(piece, noticed if piece.span else None, **options):
-            yield block, source, first, piece
-            first += len(block)
-            advance(len(block))
+        for frames in read_blocks(piece, noticed if piece.span else None, **options):
+            yield frames, source, first, piece
+            first += len(frames)
+            advance(len(frames))

@@ -177,6 +177,7 @@ def make_manifest(
     shards: Sequence[Mapping[str, Any]],
     *,
     in_place: bool = False,
+    refused: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Describe a finished store.
 
@@ -187,6 +188,7 @@ def make_manifest(
         reading: the options of the reader that were not left at their defaults.
         shards: what the shards say of themselves, in their order.
         in_place: whether the `LEFT` columns are in the files.
+        refused: source, number in it and fault of the frames that were left out.
     """
     structures = sum(s["structures"] for s in shards)
     atoms = sum(s["atoms"] for s in shards)
@@ -215,6 +217,7 @@ def make_manifest(
             "mean": sum(s["edges"]["sum"] for s in shards) / sampled,
             "max": max(s["edges"]["max"] for s in shards),
         },
+        "refused": list(refused),
         "blake2b": digest(
             "".join(s["blake2b"][name] for s in shards for name in sorted(COLUMNS)).encode()
         ).hexdigest(),

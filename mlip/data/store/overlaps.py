@@ -17,8 +17,8 @@ MIN_DISTANCE: Final = 0.3  # Å; closer atoms are a mistake in the file
 Pair = tuple[int, int, int, float]  # structure, its two atoms, their distance
 
 
-def find_overlap(block: Block) -> Pair | None:
-    """Return the closest pair below `MIN_DISTANCE` of the first structure that has one."""
+def find_overlaps(block: Block) -> list[Pair]:
+    """Return the closest pair below `MIN_DISTANCE` of each structure that has one."""
     periodic = np.asarray(block.pbc.all(axis=1))
     cells = np.where(periodic[:, None, None], block.cell, np.eye(3))
     inverse = np.linalg.inv(cells)
@@ -28,7 +28,8 @@ def find_overlap(block: Block) -> Pair | None:
     thin = periodic & (heights.min(axis=1) < 3.0 * MIN_DISTANCE)
     for k in np.flatnonzero(thin | (block.pbc.any(axis=1) & ~periodic)):
         found += _by_neighbor_list(int(k), block)
-    return min(found, key=lambda pair: (pair[0], pair[3]), default=None)
+    closest = {pair[0]: pair for pair in sorted(found, key=lambda pair: (pair[0], -pair[3]))}
+    return list(closest.values())
 
 
 def _sorted_search(

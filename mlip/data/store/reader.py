@@ -70,6 +70,14 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"], state["sources"])
 
+    @property
+    def refused(self) -> dict[str, dict[int, str]]:
+        """Frames of each file that could not be used and are left out, and why, by number."""
+        out: dict[str, dict[int, str]] = {}
+        for bad in self.manifest.get("refused", ()):
+            out.setdefault(self.sources[bad["source"]], {})[bad["frame"]] = bad["why"]
+        return out
+
     @cached_property
     def num_atoms(self) -> np.ndarray:
         """Atoms per structure, (structures,) int32."""

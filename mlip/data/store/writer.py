@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from mlip.data.readers import Block, Piece
+from mlip.data.readers import Block, Piece, Refused
+from mlip.data.readers.refused import check_hope
 from mlip.data.store.layout import (
     COLUMNS,
     EDGE_CUTOFF,
@@ -21,7 +21,7 @@ from mlip.data.store.layout import (
     hash_of,
     write_json,
 )
-from mlip.data.store.overlaps import MIN_DISTANCE, find_overlap
+from mlip.data.store.overlaps import MIN_DISTANCE, find_overlaps
 from mlip.data.store.summaries import COMPUTED
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
@@ -34,14 +34,15 @@ _VOIGT: Final = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
 class ShardWriter:
     """Appends frames to the columns of one shard; memory stays flat."""
 
-    def __init__(self, folder: Path, *, in_place: bool = False) -> None:
+    def __init__(self, folder: Path, *, in_place: bool = False, skip: bool = False) -> None:
         """Open the columns in an empty folder.
 
         Args:
             folder: of the shard.
             in_place: write the summaries of the large columns instead of these.
+            skip: leave out structures whose atoms sit on one another.
         """
-        self.folder, self._in_place = folder, in_place
+        self.folder, self._in_place, self._skip = folder, in_place, skip
         self._specs = dict(COLUMNS) | columns_in(in_place)
         self._blocks: list[Block] = []
         # of each block: source, which frames of their piece they are, the piece
@@ -58,6 +59,7 @@ class ShardWriter:
             "labels": dict.fromkeys(LABELS, 0),
             "num_atoms": {"min": 2**31, "max": 0},
             "edges": {"structures": 0, "sum": 0, "max": 0},
+            "refused": [],  # source, number in its piece, why
         }
 
     def __enter__(self) -> ShardWriter:
@@ -67,27 +69,31 @@ class ShardWriter:
         self._stack.close()
 
     def __len__(self) -> int:
-        """Frames of this shard so far."""
-        return self._record["structures"] + self._waiting
+        """Frames that this shard was made of so far, those that were left out included."""
+        return self._record["structures"] + len(self._record["refused"]) + self._waiting
 
     @property
     def _waiting(self) -> int:
         return sum(map(len, self._blocks))
 
-    def add(self, block: Block, source: int, first: int, piece: Piece) -> None:
-        """Append frames.
+    def add(self, frames: Block | Refused, source: int, first: int, piece: Piece) -> None:
+        """Append frames, or note that one cannot be used.
 
         Args:
-            block: the frames.
+            frames: the frames.
             source: number of their file.
             first: number in the piece of the first of them.
             piece: what they were read from.
 
         Raises:
-            DataError: two atoms of one of these frames or of those just before sit on one another.
+            DataError: two atoms of one of these frames or of those just before sit on one another,
+                or nearly all frames cannot be used.
         """
-        self._blocks.append(block)
-        self._places.append((source, range(first, first + len(block)), piece))
+        if isinstance(frames, Refused):
+            self._leave_out(source, first, frames.why)
+            return
+        self._blocks.append(frames)
+        self._places.append((source, range(first, first + len(frames)), piece))
         if self._waiting >= BUFFER:
             self._flush()
 
@@ -104,8 +110,19 @@ class ShardWriter:
 
     def _flush(self) -> None:
         block = Block.joined(self._blocks)
-        self._refuse_overlaps(block)
-        columns = self._columns(block)
+        source = np.repeat([k for k, _, _ in self._places], list(map(len, self._blocks)))
+        number = np.concatenate([numbers for _, numbers, _ in self._places])
+        overlapping = self._overlapping(block)
+        self._blocks, self._places = [], []
+        if overlapping:
+            for k, why in overlapping.items():
+                self._leave_out(int(source[k]), int(number[k]), why)
+            rows = list(overlapping)
+            source, number = np.delete(source, rows), np.delete(number, rows)
+            block = block.without(rows)
+            if len(block) == 0:
+                return
+        columns = self._columns(block) | {"source": source, "sample_id": number}
         if self._in_place:
             for name, (of, summary) in COMPUTED.items():
                 columns[name] = summary(columns[of], block.first, block.counts)
@@ -115,23 +132,34 @@ class ShardWriter:
             if name in self._files:
                 self._files[name].write(data)
         self._measure(block)
-        self._blocks, self._places = [], []
 
-    def _refuse_overlaps(self, block: Block) -> None:
-        if (pair := find_overlap(block)) is None:
-            return
-        k, i, j, distance = pair
-        index, piece = next(
-            islice(((n, p) for _, numbers, p in self._places for n in numbers), k, None)
-        )
-        raise DataError(
-            f"{piece.frame(index)}: atoms {i} and {j} are {distance:.3f} A apart, closer than "
-            f"{MIN_DISTANCE} A; remove the frame or mend it"
-        )
+    def _overlapping(self, block: Block) -> dict[int, str]:
+        """Return which of the frames that wait have atoms on one another, and what to say of it.
+
+        Raises:
+            DataError: one has, and may not be left out.
+        """
+        if not (pairs := find_overlaps(block)):
+            return {}
+        places = [(piece, index) for _, numbers, piece in self._places for index in numbers]
+        found: dict[int, str] = {}
+        for k, i, j, distance in pairs:
+            piece, index = places[k]
+            found[k] = (
+                f"{piece.frame(index)}: atoms {i} and {j} are {distance:.3f} A apart, closer than "
+                f"{MIN_DISTANCE} A; remove the frame or mend it"
+            )
+            if not self._skip:
+                raise DataError(found[k])
+        return found
+
+    def _leave_out(self, source: int, number: int, why: str) -> None:
+        refused = self._record["refused"]
+        refused.append([source, number, why])
+        check_hope(len(refused), len(self), why)
 
     def _columns(self, block: Block) -> dict[str, np.ndarray]:
-        """Return the array that a block adds to each column."""
-        sources, numbers, _ = zip(*self._places, strict=True)
+        """Return the array that a block adds to each column but those that say where it is from."""
         out = {
             "atomic_numbers": block.numbers,
             "positions": block.positions,
@@ -141,8 +169,6 @@ class ShardWriter:
             "pbc": block.pbc,
             "energy": block.energy,
             "stress": block.stress[:, _VOIGT],
-            "source": np.repeat(sources, list(map(len, numbers))),
-            "sample_id": np.concatenate(numbers),
             "num_atoms": block.counts,
             "start": self._record["atoms"] + block.first,
             "group": np.array(_groups(block), dtype=np.uint64),

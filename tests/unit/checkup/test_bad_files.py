@@ -30,6 +30,7 @@ def found_in(path):
         (PERIODIC.format(pbc='"T T T"', cell='"0 0 0 0 2 0 0 0 2"'), "cell", "axes [0]"),
         (PERIODIC.format(pbc='"T T T"', cell='"2 0 0 4 0 0 0 0 2"'), "cell", "dependent"),
         (GOOD.replace("H 0", "X 0"), "refused", "dummy or ghost"),
+        (GOOD.replace("H 0 0 0 0 0 0", "H 0 0 **** 0 0 0"), "refused", "not of type R"),
         (GOOD.replace("-13.6", '"1 2 3"'), "refused", "expected one number"),
         (GOOD.replace("energy=", "spin=-2 energy="), "refused", "'spin' is -2"),
         (GOOD.replace("energy=", 'REF_stress="1 2 3" energy='), "refused", "REF_stress"),
@@ -55,7 +56,8 @@ def test_a_bad_frame_is_named_and_the_rest_is_read(bad, kind, words, tmp_path):
     [
         (GOOD + "2\n" + ATOM, "ends after 0 of them", 1),
         (GOOD + GOOD + "nonsense\n" + GOOD, "expected its number of atoms", 2),
-        (GOOD + GOOD.replace("H 0 0 0 0 0 0", "H 0 0 zero 0 0 0"), "not of type R", 1),
+        (GOOD + GOOD.replace("H 0 0 0 0 0 0", "H 0 0 0 0 0"), "has 6 columns, expected 7", 1),
+        (GOOD + "1\n" + GOOD, "has 2 columns, expected 4", 1),
         ("", "the file is empty", 0),
         (" \n \n", "the file is empty", 0),
     ],

@@ -16,7 +16,7 @@ from conftest import CUTOFF
 
 from mlip.data.prepare import prepare_data
 from mlip.data.sources import JoinedColumn, JoinedStore, Piece, parse_sources
-from mlip.data.splits import make_splits
+from mlip.data.splits import make_splits, trained_on
 from mlip.data.stats import reference_energies
 from mlip.data.store import open_store
 from mlip.errors import ConfigError, DataError
@@ -444,3 +444,45 @@ def test_weights_by_config_type(files, tmp_path):
     for bad in (2.0, {"bulk": -1}, {"bulk": "x"}, {}):
         with pytest.raises(ConfigError, match=r"data\.weights"):
             prepare(None, train=path, weights=bad)
+
+
+# -- what is held out and trained on all the same --------------------------------------------------
+
+
+def test_what_a_given_part_shares_with_any_training_structure_is_said(tmp_path, files):
+    named = crystals()[:2]  # another geometry of materials that the other source trains on
+    for atoms in named:
+        atoms.rattle(0.1, seed=5)
+    copies = molecules()[:3]  # the very structures
+    new = molecules(4)
+    for atoms in new:
+        atoms.rattle(0.1, seed=7)
+    val = saved(tmp_path / "val.extxyz", named)
+    test = saved(tmp_path / "test.extxyz", copies + new)
+    sources = [
+        {"path": files["salt"], "head": "pbe", "val_fraction": 0.0},
+        {"path": files["gas"], "head": "hybrid", "test": test, "val_fraction": 0.2},
+        {"path": saved(tmp_path / "more.extxyz", crystals()[4:8]), "head": "pbe", "val": val},
+    ]
+    trained_on_gas = 3 - sum(
+        str(files["gas"]) in key
+        for key, rows in prepare(sources).split_record()["val"].items()
+        for row in rows.tolist()
+        if row < 3
+    )
+    notes = [note for note in prepare(sources).notes if "copies of training" in note]
+    assert [note.split(" structures")[0] for note in notes] == ["2 of 2", f"{trained_on_gas} of 7"]
+    assert "of more (val) are copies" in notes[0]
+    assert "of gas (test) are copies" in notes[1]
+    assert not any("copies of training" in note for note in prepare(both(files)).notes)
+
+
+def test_groups_that_are_trained_on():
+    rng = np.random.default_rng(0)
+    held, trained = (rng.integers(0, 60, n).astype(np.uint64) * 2**57 for n in (40, 90))
+    expected = np.isin(held, trained)
+    assert 5 < expected.sum() < 40
+    for parts in (1, 7):
+        found = trained_on(held, np.array_split(trained, parts))
+        np.testing.assert_array_equal(found, expected)
+    assert not trained_on(held, []).any()

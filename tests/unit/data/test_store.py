@@ -23,7 +23,7 @@ from mlip.data.readers import materials, mptrj, read_structures
 from mlip.data.readers import split_files as split
 from mlip.data.store import COLUMNS, Store, build, jobs, merge, open_store, writer
 from mlip.data.store.layout import check_content, read_manifest
-from mlip.data.store.overlaps import MIN_DISTANCE, find_overlap
+from mlip.data.store.overlaps import MIN_DISTANCE, find_overlaps
 from mlip.errors import ConfigError, CorruptDataError, DataError
 
 
@@ -420,14 +420,9 @@ def test_overlaps_are_those_of_brute_force(kind):
         closest.append(distance)
     expected = [k for k, d in enumerate(closest) if d < MIN_DISTANCE]
     assert 5 < len(expected) < 145
-    start = 0
-    for k in expected:  # each becomes the first of what is left
-        found = find_overlap(Block.of(several[start:]))
-        assert found is not None
-        assert found[0] == k - start
-        assert found[3] == pytest.approx(closest[k], abs=1e-9)
-        start = k + 1
-    assert start == 150 or find_overlap(Block.of(several[start:])) is None
+    found = find_overlaps(Block.of(several))
+    assert [pair[0] for pair in found] == expected
+    np.testing.assert_allclose([pair[3] for pair in found], np.array(closest)[expected], atol=1e-9)
 
 
 def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypatch):
@@ -461,6 +456,6 @@ def test_atoms_meet_across_the_faces_of_a_cell(axis, longest):
     cell[longest, longest] = 7.0
     positions = np.full((2, 3), 1.0)
     positions[:, axis] = [0.05, cell[axis, axis] - 0.05]
-    for pbc, expected in ((True, (0, 0, 1, pytest.approx(0.1))), (False, None)):
+    for pbc, expected in ((True, [(0, 0, 1, pytest.approx(0.1))]), (False, [])):
         frame = Frame(np.ones(2, int), positions, cell, np.full(3, pbc), {}, {})
-        assert find_overlap(Block.of([frame])) == expected
+        assert find_overlaps(Block.of([frame])) == expected

@@ -11,7 +11,7 @@ import pytest
 from mlip.data.readers import extxyz_parts
 from mlip.data.readers.extxyz import read_extxyz
 from mlip.data.readers.extxyz_parts import split_extxyz
-from mlip.errors import CorruptDataError, DataError, MLIPError
+from mlip.errors import CorruptDataError, MLIPError
 
 PROPERTIES = "Properties=species:S:1:pos:R:3:forces:R:3"
 
@@ -40,13 +40,18 @@ def content(seed, frames=60):
     return "".join(frame(rng, k) for k in range(frames)).encode()
 
 
+def what(raw):
+    """A frame, or why it is none."""
+    return str(raw.fault or (raw.numbers.tolist(), raw.positions.tolist(), repr(raw.info)))
+
+
 def outcome(path, parts=(None,)):
     """What reading gives: frames with their labels, and the error that ended it."""
     out = []
     try:
         for part in parts:
             for raw in read_extxyz(path, part):
-                out.append((raw.numbers.tolist(), raw.positions.tolist(), repr(raw.info)))
+                out.append(what(raw))
                 out.append({name: np.asarray(v).tolist() for name, v in raw.results.items()})
     except MLIPError as error:
         return out, type(error), str(error)
@@ -139,7 +144,7 @@ def test_a_line_that_is_too_long_for_the_reader_is_left_to_it(tmp_path, monkeypa
     long = b"1\n" + b"x" * 3000 + b"\nH 0 0 0\n"
     path.write_bytes(content(2, 20) + long + content(3, 20))
     whole = outcome(path)
-    assert whole[1] is DataError
+    assert whole[1] is CorruptDataError
     assert outcome(path, parts_of(path, 100)) == whole
 
 
