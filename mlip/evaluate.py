@@ -160,7 +160,7 @@ class NamedErrors:
             self._sizes[name] = structures + sum(own), atoms + more
 
     def evaluations(self) -> dict[str, Evaluation]:
-        """Return errors and counts by name, in their order."""
+        """Return errors and counts by name."""
         return {
             name: Evaluation(
                 metrics=sums.compute(),

@@ -44,7 +44,10 @@ from mlip.errors import ConfigError, MLIPError
 from mlip.potential_file import save_potential
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("facet-s", "facet-xs", "nequip-s", "facet-s (6 Å)", "nequip-s (6 Å)")
+OURS = (
+    *("facet-s", "facet-xs", "nequip-s", "facet-s (6 Å)", "nequip-s (6 Å)"),
+    *("facet-s (compiled)", "nequip-s (compiled)", "facet-s (torch)"),
+)
 WARM_UP, TURN = 0.5, 0.25  # seconds that these last, unless once takes longer
 FRESH_RUNS = 2  # of a new process, for its memory: the optimiser's is there after the first
 

@@ -15,6 +15,8 @@ EPILOG = f"""examples:
   mlip data check my.extxyz data.keys.energy=dft_energy data.stress_unit=kbar
 
 Each FILE (or folder, or quoted glob) is one part: a structure that is in two of them is a leak.
+data.on_bad changes nothing here: frames that cannot be used are always named.
+
 {WORDS}
 exit code 0 if there is no error (with --strict: and no warning), else 1.
 """

@@ -110,6 +110,8 @@ def _report(folder: Path, expected: int | None) -> int:
     size = sum(sum(shard["sizes"].values()) for shard in about["shards"])
     print(f"{folder}: {n:,} frames, {about['atoms']:,} atoms, {size / 1e9:.2f} GB")
     print(f"labels: {labels}")
+    for file, bad in store.refused.items():
+        print(f"left out: {len(bad)} frames of {file}, the first: {next(iter(bad.values()))}")
     if store.originals is not None:
         store.originals.check()  # they could have been written to meanwhile
         files = about["sources"]

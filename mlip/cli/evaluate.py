@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlip")
 NAMELESS: Final = "(none)"  # structures without what --by asks for
+LINES: Final = 40  # that --by prints; a file has all
 EPILOG = """examples:
   mlip evaluate potential.safetensors test.extxyz --output errors.json
   mlip evaluate potential.safetensors my.extxyz data.keys.energy=dft data.stress_unit=kbar
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
         "--turned", action="store_true", help="turn every structure at random first (fixed seed)"
     )
     parser.add_argument(
-        "--by", metavar="KEY", help="also by this info entry: config_type, data_id, mp_id, ..."
+        "--by", metavar="KEY", help="also by this info entry: config_type, data_id, charge, ..."
     )
     parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
@@ -65,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
     files, options = split_words(args.data)
     options = {"format": args.format, "energy": args.energy, **options}
+    if args.by is not None:
+        options["info_keys"] = (args.by,)
     named = options.get("keys", {})
     potential = load_potential(args.potential, args.device, args.dtype)
     known = potential.species_of(potential.head_index(args.head))
-    structures = read_known(
-        files, known, options.pop("format"), **options, keep_info=args.by is not None
-    )
+    structures = read_known(files, known, options.pop("format"), **options)
     waiting: deque[list[str]] = deque()  # names in the batches that are not evaluated yet
     by_name = NamedErrors()
 
@@ -103,8 +104,6 @@ def run(args: argparse.Namespace) -> int:
     if bad := [name for name, value in result.metrics.items() if not math.isfinite(value)]:
         log.warning("predictions are not finite on this data: %s", ", ".join(bad))
     parts = by_name.evaluations()
-    if list(parts) == [NAMELESS]:
-        raise DataError(f"{', '.join(files)}: no structure has {args.by!r} (--by {args.by})")
     _show(result)
     if args.by is not None:
         _show_parts(args.by, parts)
@@ -116,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
             content["by"] = {args.by: {name: part.to_dict() for name, part in parts.items()}}
         with atomic_write(args.output) as temporary:
             Path(temporary).write_text(json.dumps(content, indent=1))
+    if list(parts) == [NAMELESS]:  # after what is known without it
+        raise DataError(f"{', '.join(files)}: no structure has {args.by!r} (--by {args.by})")
     return 0
 
 
@@ -148,11 +149,24 @@ def _show_parts(key: str, parts: Mapping[str, Evaluation]) -> None:
         for q in QUANTITIES.values()
         if any(f"{q.name}_mae" in part.metrics for part in parts.values())
     ]
-    width = max(map(len, (key, *parts))) + 2
+    largest = sorted(parts, key=lambda name: -parts[name].counts["structures"])[:LINES]
+    names = sorted(largest, key=_as_number)
+    width = max(map(len, (key, *names))) + 2
     heads = "".join(f"{q.ascii_unit:>12}" for q in shown)
     print(f"\nMAE of {', '.join(q.words for q in shown)}, by {key}:")
     print(f"{key:{width}}{'structures':>10}{heads}")
-    for name, part in parts.items():
+    for name in names:
+        part = parts[name]
         values = (part.metrics.get(f"{q.name}_mae") for q in shown)
         cells = "".join(f"{'' if v is None else f'{MILLI * v:.2f}':>12}" for v in values)
         print(f"{name:{width}}{part.counts['structures']:>10}{cells}")
+    if len(parts) > len(names):
+        print(f"and {len(parts) - len(names)} more, of fewer structures: --output has them all")
+
+
+def _as_number(name: str) -> tuple[float, str]:
+    """Order numbers by their size, and what is none behind them."""
+    try:
+        return float(name), name
+    except ValueError:
+        return math.inf, name

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlip")
 ARRAYS = ("numbers", "positions", "momenta", "tags")
+COINCIDENT = 1e-3  # Å; neighbour lists refuse atoms at one point, but do not know of files
 INFO = ("charge", "spin", "id", "data_id", "group")
 
 
@@ -65,8 +66,10 @@ def read_frame(path: Path | str, species: Sequence[int], index: int = 0) -> Atom
 def _check(atoms: Atoms, species: Sequence[int], path: Path | str, index: int) -> None:
     from mlip.errors import DataError
     from mlip.models.potential import check_species
+    from mlip.neighbors import neighbor_list
 
     try:
         check_species(atoms.numbers, species)
+        neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, COINCIDENT)
     except DataError as error:
         raise DataError(f"{path}: frame {index}: {error}") from error

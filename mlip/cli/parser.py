@@ -31,8 +31,7 @@ class Parser(argparse.ArgumentParser):
             self.exit(2)
         parsed, unknown = self.parse_known_args(args)
         if unknown and all(re.match(r"[^-=][^=]*=", word) for word in unknown):
-            again, left = self.parse_known_args(_before_options(args, unknown))
-            parsed, unknown = (parsed, unknown) if left else (again, left)
+            unknown = self._chosen(parsed).take(parsed, unknown)
         if unknown:
             parser = self._chosen(parsed)
             words = [w.split("=")[0] for w in unknown if w.startswith("-")]
@@ -41,21 +40,24 @@ class Parser(argparse.ArgumentParser):
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
+    def take(self, parsed: argparse.Namespace, words: list[str]) -> list[str]:
+        """Add words to the command's list, of which argparse takes only what stands together.
+
+        Returns:
+            Those that no list takes.
+        """
+        lists = [a for a in self._actions if not a.option_strings and a.nargs in ("+", "*")]
+        if not lists:
+            return words
+        setattr(parsed, lists[-1].dest, [*getattr(parsed, lists[-1].dest), *words])
+        return []
+
     def _chosen(self, parsed: argparse.Namespace) -> Parser:
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 chosen = action.choices.get(getattr(parsed, action.dest, ""))
                 return chosen._chosen(parsed) if chosen else self
         return self
-
-
-def _before_options(args: Sequence[str], words: Sequence[str]) -> list[str]:
-    """Move words to before the first option: argparse takes those of a list only together."""
-    others = list(args)
-    for word in reversed(words):
-        del others[len(others) - 1 - others[::-1].index(word)]
-    first = next((k for k, word in enumerate(others) if word.startswith("-")), len(others))
-    return [*others[:first], *words, *others[first:]]
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from mlip.errors import ConfigError, DataError
 PARTS: Final = ("train", "val", "test")
 WAYS: Final = ("random", "group", "composition", "element")
 RECORD: Final = "splits.json"
+UNUSABLE: Final = ("not-finite", "absurd", "cell", "other-key", "refused")  # kinds of findings
 VERSION: Final = 1
 
 
@@ -199,11 +200,15 @@ def _refuse_unusable(census: Census, on_bad: str) -> None:
         raise DataError(f"{file}: {why}")
     if not (bad := census.total - len(census.frames)):
         return
-    kinds = ("not-finite", "absurd", "cell", "refused")
-    found = [str(x) for kind in kinds for x in census.notes.examples.get(kind, [])]
-    first = found[0] if found else ""
-    if on_bad == "error":
+    number = {str(file): k for k, file in enumerate(census.files)}
+
+    def first_of(*kinds: str) -> str:
+        places = [place for kind in kinds for place in census.notes.examples.get(kind, [])]
+        return str(min(places, key=lambda x: (number[x.file], x.frame or 0), default=""))
+
+    if first := first_of(*UNUSABLE) if on_bad == "error" else first_of("other-key"):
         raise DataError(f"{first}; mlip data check finds all such frames")
+    first = first_of(*UNUSABLE)
     check_share(bad, census.total, first)
     warnings.warn(skipped_words(_names(census), bad, first), stacklevel=3)
 
@@ -220,18 +225,20 @@ def _copy(
     for number, part in enumerate(PARTS):
         part_of[getattr(splits, part)] = number
     names = label_names(options)
-    row = 0
+    row, usable = 0, census.frames
     with ExitStack() as stack:
         handles = {part: stack.enter_context(path.open("w")) for part, path in files.items()}
-        for file in census.files:
+        for number, file in enumerate(census.files):
             frames = frames_in(file, format, **{**options, "keep_info": True})
-            for inspected in counted(frames, f"writing {file}"):
+            for index, inspected in enumerate(counted(frames, f"writing {file}")):
+                if row == len(usable) or tuple(usable[["file", "frame"]][row]) != (number, index):
+                    continue  # it cannot be used, and may be left out
                 if isinstance(atoms := inspected.meaning, DataError):
-                    if ReadOptions.parse(options).on_bad == "skip":
-                        continue
                     raise atoms  # the file has changed since it was counted
                 write(handles[PARTS[part_of[row]]], canonical(atoms, names), format="extxyz")
                 row += 1
+    if row < len(usable):
+        raise DataError(f"{_names(census)}: frames are gone since they were counted; split again")
 
 
 def label_names(options: Mapping[str, Any]) -> frozenset[str]:
@@ -272,7 +279,20 @@ def _record(census: Census, splits: Splits, by: str, shares: Mapping[str, float]
             for number, name in enumerate(census.files)
             if (file == number).any()
         }
+    if census.total > len(frames):
+        out["dropped"] = {"bad": _unusable_by_file(census)}
     return out
+
+
+def _unusable_by_file(census: Census) -> dict[str, list[int]]:
+    """Return the numbers of the frames that the parts do not have."""
+    file, frame = census.frames["file"], census.frames["frame"]
+    sizes = zip(census.files, census.sizes, strict=True)
+    left = {
+        str(name): np.setdiff1d(np.arange(size), frame[file == number]).tolist()
+        for number, (name, size) in enumerate(sizes)
+    }
+    return {name: numbers for name, numbers in left.items() if numbers}
 
 
 def elements_of(census: Census, rows: NDArray[np.int64]) -> list[str]:

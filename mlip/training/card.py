@@ -14,11 +14,11 @@ import torch
 from ase.data import chemical_symbols
 
 from mlip.data.prepare import PreparedData
-from mlip.data.sources import AnyStore
+from mlip.data.sources import READER_OPTIONS, AnyStore
 from mlip.training.config import Config
 
 RECIPE = ("seed", "objective", "loss", "optimizer", "scheduler", "ema")
-READING = ("format", "energy", "keys", "energy_unit", "force_unit", "stress_unit", "stress_sign")
+READING = ("format", "keys", *READER_OPTIONS)
 
 
 def training_card(config: Config, data: PreparedData) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def folder(tmp_path, monkeypatch):
     Path("cut.extxyz").write_text(FRAME * 2 + FRAME[:-12])
     lattice = 'Lattice="3 0 0 0 3 0 0 0 3" pbc="T T T" sigma="0 0 0 0 0 0"'
     Path("crystal.extxyz").write_text(FRAME.replace('pbc="F F F"', lattice) * 8)
+    Path("one-place.extxyz").write_text(FRAME + FRAME.replace("1\n", "2\n", 1) + "C 0 0 0 0 0 0\n")
     Path("file").touch()
     return tmp_path
 
@@ -54,6 +55,7 @@ def refused(capsys, command: str) -> tuple[int, str]:
         ("evaluate p.safetensors c.extxyz mixed.extxyz", 1, ["mixed.extxyz: frame 2", "Si"]),
         ("evaluate p.safetensors c.cif", 1, ["c.cif", "no energies"]),
         ("evaluate p.safetensors c.extxyz --by kind", 1, ["no structure has 'kind'"]),
+        ("evaluate p.safetensors one-place.extxyz", 1, ["one-place.extxyz: frame 1", "same point"]),
         ("evaluate p.safetensors cut.extxyz", 1, ["cut.extxyz: frame 2"]),
         ("evaluate p.safetensors absent.extxyz", 1, ["absent.extxyz", "no such file"]),
         ("evaluate p.safetensors absent*.extxyz", 1, ["no file matches"]),
@@ -162,11 +164,12 @@ def test_evaluation_reads_what_training_reads(capsys):
         "c.extxyz",
         "kcal.extxyz data.keys.energy=dft data.energy_unit=kcal/mol",
         "kcal.extxyz data.keys.energy=dft --device cpu data.energy_unit=kcal/mol",
+        "--device cpu kcal.extxyz --dtype float32 data.keys.energy=dft data.energy_unit=kcal/mol",
     ):
         assert main(["evaluate", "p.safetensors", *words.split()]) == 0
         rows.append([r for r in capsys.readouterr().out.splitlines() if r.startswith("energy")])
     assert rows[0]
-    assert rows[0] == rows[1] == rows[2]
+    assert rows[0] == rows[1] == rows[2] == rows[3]
 
 
 @pytest.mark.parametrize("words", ["", "--turned", "--max-atoms 1"])

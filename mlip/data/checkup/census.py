@@ -44,6 +44,7 @@ class Census:
         self.files = [file for part in parts for file in part.files]
         self.part_of_file = np.repeat(np.arange(len(parts)), [len(part.files) for part in parts])
         self.notes = Notebook()
+        self.sizes = [0] * len(self.files)  # frames that the readers handed over
         self.unread: dict[str, str] = {}  # file -> why the rest of it is unread
         self.seconds = 0.0
         self._rows = Rows()
@@ -132,6 +133,7 @@ def take_census(
         for look in _shown(of_file, path):
             census.add(look.leaf, file, before)
             before += look.leaf.counts.frames
+            census.sizes[file] = before
             if look.unread is not None:  # a finding and not the end
                 census.unread[path] = look.unread
                 why = f"after {before} frames: {look.unread}"

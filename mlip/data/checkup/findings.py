@@ -50,6 +50,12 @@ KINDS: Final[dict[str, Kind]] = {
         "axes are periodic but have no lattice vectors, or dependent ones",
         "set pbc to F F F for molecules, or add the cell",
     ),
+    "other-key": Kind(
+        ERROR,
+        "a label is under another key than in earlier frames",
+        "two keys often mean two levels of theory: name one with data.keys.LABEL=NAME, or make the "
+        "file uniform",
+    ),
     "refused": Kind(
         ERROR, "the reader refuses the frame", "correct or remove these frames, as the message says"
     ),

@@ -234,8 +234,8 @@ def why_refused(raw: RawFrame) -> str:
         except (TypeError, ValueError):
             return "refused"
     pbc = np.empty(3, dtype=bool)
-    pbc[:] = raw.pbc
     try:
+        pbc[:] = raw.pbc
         check_cell(np.zeros((3, 3)) if raw.cell is None else np.asarray(raw.cell, float), pbc, "")
     except (DataError, ValueError, IndexError):
         return "cell"

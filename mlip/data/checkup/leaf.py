@@ -33,7 +33,7 @@ from mlip.data.checkup.frame import (
 )
 from mlip.data.checkup.pairs import Labelled, labelled
 from mlip.data.readers import Inspected
-from mlip.data.readers.canonical import SEARCH
+from mlip.data.readers.canonical import SEARCH, OtherKeyError
 from mlip.data.readers.frames import RawFrame
 from mlip.errors import DataError
 
@@ -150,7 +150,8 @@ class Leaf:
         counts.frames += 1
         raw, atoms = inspected.raw, inspected.meaning
         if isinstance(atoms, DataError):
-            self._note(why_refused(raw), index, without_path(str(atoms), self.place))
+            kind = "other-key" if isinstance(atoms, OtherKeyError) else why_refused(raw)
+            self._note(kind, index, without_path(str(atoms), self.place))
             return
         if detail := absurdity(atoms):
             self._note("absurd", index, detail)

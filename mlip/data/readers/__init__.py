@@ -213,9 +213,11 @@ def inspect_piece(
     parsed = ReadOptions.parse(options)
     canonical = _canonicalizer(piece, parsed, noticed)
     for index, frame in enumerate(_raw_frames(piece, parsed), start=piece.first or 0):
+        before = canonical.noticed()
         try:
             meaning: Atoms | DataError = canonical(frame, index)
         except DataError as error:
+            canonical.forget_since(before)
             meaning = error
         yield Inspected(frame, meaning)
 
@@ -245,9 +247,12 @@ class Piece:
 
     def frame(self, index: int) -> str:
         """Say which frame of the file the frame `index` of this piece is, for messages."""
-        if self.first is None and self.span:
-            return f"{self.path}, frame {index} after byte {self.span[0]}"
-        return f"{self.path}, frame {(self.first or 0) + index}"
+        return f"{self.path}, frame {(self.first or 0) + index}{self.behind}"
+
+    @property
+    def behind(self) -> str:
+        """What frames are counted from, in words, if not from the first of the file."""
+        return f" after byte {self.span[0]}" if self.span and self.first is None else ""
 
 
 @dataclass(slots=True)
@@ -324,6 +329,7 @@ def read_blocks(
 
 def _canonicalizer(piece: Piece, options: ReadOptions, noticed: Noticed | None) -> Canonicalizer:
     canonical = Canonicalizer(piece.path, _units_left(piece.kind, options))
+    canonical.behind = piece.behind
     if noticed is not None:
         canonical.keys, canonical.left_out = noticed.keys, noticed.left_out
     return canonical

@@ -87,6 +87,7 @@ class Canonicalizer:
         explicit = {label: options.keys_of(label) for label in SEARCH}
         self._searched = {label: _searched(names, label) for label, names in explicit.items()}
         self._explicit = {label for label, names in explicit.items() if names}
+        self.behind = ""  # what frames are counted from, in words, if not from the first
         self.keys: dict[str, str] = {}  # where each label was found
         self.left_out: dict[str, int] = {}  # of labels, in how many frames
         self.count = 0  # frames so far
@@ -122,7 +123,8 @@ class Canonicalizer:
         """Return the canonical form of `frame` as arrays; arguments and errors as of a call."""
         if frame.fault is not None:
             raise frame.fault
-        place = f"{self.path}: frame {index}" + (f" ({frame.where})" if frame.where else "")
+        place = f"{self.path}: frame {index}{self.behind}"
+        place += f" ({frame.where})" if frame.where else ""
         self.count += 1
         numbers, positions, cell, pbc = self._geometry(frame, place)
         results = self._labels(frame, cell, pbc, len(numbers), place)
@@ -180,7 +182,10 @@ class Canonicalizer:
         cell = np.zeros((3, 3)) if frame.cell is None else frame.cell
         cell = as_floats(cell, (3, 3), "cell", place)
         pbc = np.empty(3, dtype=bool)
-        pbc[:] = frame.pbc
+        try:
+            pbc[:] = frame.pbc
+        except (TypeError, ValueError):
+            raise DataError(f"{place}: pbc is {frame.pbc!r}; expected three flags") from None
         check_cell(cell, pbc, place)
         return numbers, positions, cell, pbc
 
@@ -359,6 +364,9 @@ class Canonicalizer:
             info["group"] = group
         if (identifier := _identifier(raw)) is not None:
             info["id"] = identifier
+        for key in self.options.info_keys:
+            if (value := raw.get(key)) is not None:
+                info.setdefault(key, value)
         return info
 
     def _add_numbers(self, info: dict[str, Any], raw: Mapping[str, Any], place: str) -> None:

@@ -52,7 +52,8 @@ def read_extxyz(path: Path, part: tuple[int, int, int] | None = None) -> Iterato
             gives them; default all.
 
     Raises:
-        DataError: it holds no frame, or a line that should be the first of a frame is not.
+        DataError: it holds no frame, is no UTF-8, or a line that should be the first of a frame is
+            not or announces too many atoms.
         CorruptDataError: the last frame is cut short, or lines do not have their columns.
     """
     begin, end, first = part or (0, None, 0)
@@ -226,12 +227,7 @@ def _parse_columns(rows: list[str], layout: Layout, place: str) -> dict[str, NDA
     width = sum(columns for _, _, columns in layout)
     tokens = " ".join(rows).split()
     if len(tokens) != width * len(rows):
-        for number, row in enumerate(rows):
-            if len(row.split()) != width:  # a line is lost, or the next frame is taken for this
-                raise CorruptDataError(
-                    f"{place}: atom {number} has {len(row.split())} columns, expected {width} "
-                    f"as Properties say: {_show(row)}; correct that line"
-                )
+        _check_widths(rows, width, place)
     columns: dict[str, NDArray[Any]] = {}
     start = 0
     for name, kind, count in layout:
@@ -242,6 +238,7 @@ def _parse_columns(rows: list[str], layout: Layout, place: str) -> dict[str, NDA
         try:
             values = _CONVERT[kind](words)
         except (ValueError, KeyError, OverflowError) as error:
+            _check_widths(rows, width, place)
             damage = CorruptDataError if "\0" in "".join(words) else DataError  # a hole
             raise damage(
                 f"{place}: column {name!r} holds something that is not of type {kind} ({error}); "
@@ -250,6 +247,20 @@ def _parse_columns(rows: list[str], layout: Layout, place: str) -> dict[str, NDA
         columns[name] = values if count == 1 else values.reshape(-1, count)
         start += count
     return columns
+
+
+def _check_widths(rows: list[str], width: int, place: str) -> None:
+    """Refuse rows without their columns: a line is lost, or the next frame is taken for this one.
+
+    Raises:
+        CorruptDataError: names the first of them.
+    """
+    for number, row in enumerate(rows):
+        if len(row.split()) != width:
+            raise CorruptDataError(
+                f"{place}: atom {number} has {len(row.split())} columns, expected {width} "
+                f"as Properties say: {_show(row)}; correct that line"
+            )
 
 
 _CONVERT: Final = {

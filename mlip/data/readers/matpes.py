@@ -77,7 +77,7 @@ def read_matpes(path: Path) -> Iterator[RawFrame]:
     index = -1
     for index, (offset, text) in enumerate(_records(path)):
         place = f"{path}: frame {index} at byte {offset}"
-        yield RawFrame.unless_misshapen(_raw_frame, _decode(text, place), place)
+        yield RawFrame.unless_misshapen(_read_record, text, place)
     if index < 0:
         raise DataError(f"{path}: the file holds no record; expected [{{structure, energy, ..}}]")
 
@@ -151,6 +151,10 @@ def _decode(text: bytes, place: str) -> _Record[Any]:
             f"{place}: is damaged ({error}), or a text in it holds a brace without its other; copy "
             "or download the file again"
         ) from None
+
+
+def _read_record(text: bytes, place: str) -> RawFrame:
+    return _raw_frame(_decode(text, place), place)
 
 
 def _raw_frame(record: _Record[Any], place: str) -> RawFrame:

@@ -62,8 +62,8 @@ class _Frame(msgspec.Struct, Generic[S], gc=False):
 
 
 _AnyFrame = _Frame[Site] | _Frame[UnusualSite]
-_Named = tuple[str, str, _AnyFrame]  # mp_id, frame_id
-_Material = dict[str, _Frame[Site]] | dict[str, _Frame[UnusualSite]]
+_Named = tuple[str, str, _AnyFrame | DataError]  # mp_id, frame_id
+_Material = dict[str, _Frame[Site]] | dict[str, _Frame[UnusualSite]] | dict[str, Any]
 _Unusual = dict[str, _Frame[UnusualSite]]
 _DECODER: Final = msgspec.json.Decoder(dict[str, _Frame[Site]])
 _UNUSUAL: Final = msgspec.json.Decoder(_Unusual)
@@ -167,7 +167,7 @@ def _decode(text: memoryview, place: str) -> _Material:
         try:
             frames[frame_id] = msgspec.convert(frame, _Frame[UnusualSite])
         except msgspec.ValidationError as error:
-            raise DataError(f"{place}, {frame_id}: {error}; {_NOT_THE_LAYOUT}") from None
+            frames[frame_id] = DataError(f"{place}, {frame_id}: {error}; {_NOT_THE_LAYOUT}")
     return frames
 
 
@@ -179,7 +179,9 @@ def _one_by_one(path: Path, frames: Sequence[_Named]) -> Iterator[RawFrame]:
         yield RawFrame.unless_misshapen(_raw_frame, path, *named)
 
 
-def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _AnyFrame) -> RawFrame:
+def _raw_frame(path: Path, mp_id: str, frame_id: str, frame: _AnyFrame | DataError) -> RawFrame:
+    if isinstance(frame, DataError):
+        raise frame
     where = f"{mp_id}, {frame_id}"
     place = f"{path}: {where}"
     results = {
@@ -202,7 +204,9 @@ def _stacked(named: Sequence[_Named]) -> RawBlock:
     Raises:
         Doubtful: a frame is unusual, or there is none.
     """
-    frames = [frame for _, _, frame in named]
+    frames = [frame for _, _, frame in named if not isinstance(frame, DataError)]
+    if len(frames) < len(named):
+        raise Doubtful
     geometries = geometries_of([frame.structure for frame in frames])
     given = {
         "energy": [frame.uncorrected_total_energy for frame in frames],
@@ -220,7 +224,10 @@ def _stacked(named: Sequence[_Named]) -> RawBlock:
     return RawBlock(
         **geometries,
         labels=labels,
-        info=[_info(*one) for one in named],
+        info=[
+            _info(mp_id, frame_id, frame)
+            for (mp_id, frame_id, _), frame in zip(named, frames, strict=True)
+        ],
         where=[f"{mp_id}, {frame_id}" for mp_id, frame_id, _ in named],
     )
 

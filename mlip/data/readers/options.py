@@ -44,9 +44,10 @@ class ReadOptions:
         group: info key that must not be split between train and validation; `auto` looks for a
             material or molecule id, None sets no group.
         keep_info: keep every other info and arrays entry of the file.
+        info_keys: keep these info entries, too; no arrays.
         on_bad: what to do with a frame whose labels or positions are not finite or misshapen, or
-            which is otherwise no structure: `error`, or `skip` up to one in a thousand, with a
-            warning that counts them.
+            which otherwise is not what these options say: `error`, or `skip` up to one in a
+            thousand of what is read, with a warning that counts them.
     """
 
     keys: LabelKeys = LabelKeys()
@@ -58,6 +59,7 @@ class ReadOptions:
     energy: Literal["uncorrected", "corrected"] = "uncorrected"
     group: str | None = "auto"
     keep_info: bool = False
+    info_keys: tuple[str, ...] = ()
     on_bad: Literal["error", "skip"] = "error"
 
     @classmethod

@@ -13,7 +13,7 @@ from typing import Final
 from mlip.errors import DataError
 
 MAX_SHARE: Final = 0.001  # of the frames of a data set
-HOPELESS: Final = 1000  # so many frames, if more than half are bad, end a reading at once
+HOPELESS: Final = 1000  # so many frames, if they are more than a tenth, end a reading at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,20 @@ def skipped_words(path: Path | str, refused: int, why: str) -> str:
 
 
 def check_hope(refused: int, frames: int, why: str) -> None:
-    """Refuse data that are mostly bad before all of them are read; arguments as of `check_share`.
+    """Refuse data of which much is bad before all of them are read.
+
+    Args:
+        refused: frames that were left out so far.
+        frames: read so far, these included.
+        why: what is wrong with the last of them.
 
     Raises:
-        DataError: more than half of them, and of more than a few.
+        DataError: more than a tenth of them, and more than a few.
     """
-    if refused > HOPELESS and refused > frames / 2:
+    if refused > HOPELESS and refused > frames / 10:
         raise DataError(
-            f"{refused} of the first {frames} frames cannot be used, and data.on_bad=skip leaves "
-            f"out {MAX_SHARE:.1%}; the last: {why}"
+            f"{refused} of {frames} frames in a row cannot be used, and data.on_bad=skip leaves "
+            f"out {MAX_SHARE:.1%} of all; the last: {why}"
         )
 
 
@@ -63,5 +68,5 @@ def check_share(refused: int, frames: int, why: str) -> None:
     if refused > MAX_SHARE * frames:
         raise DataError(
             f"{refused} of {frames} frames cannot be used, more than the {MAX_SHARE:.1%} that "
-            f"data.on_bad=skip leaves out; the first: {why}; mlip data check names them all"
+            f"data.on_bad=skip leaves out; the first: {why}; mlip data check says what is wrong"
         )

@@ -128,8 +128,9 @@ def _merge(plan: Conversion, names: Sequence[str]) -> None:
     _check_keys(plan, new)
     new = _with_first_frames(new)
     refused = _refused(new)
-    _repeat([*_left_out(plan, new), *_skipped(plan, refused, sum(map(frames_of, new)))])
-    shards = [*plan.shards_before, *(s for s in new if s["structures"])]
+    _repeat([*_left_out(plan, new), *_skipped(plan, refused)])
+    said = [{k: v for k, v in s.items() if k != "refused"} for s in new if s["structures"]]
+    shards = [*plan.shards_before, *said]
     if not shards:
         raise DataError(f"{', '.join(s['path'] for s in plan.sources)}: no structures")
     about = make_manifest(
@@ -185,25 +186,28 @@ def _left_out(plan: Conversion, shards: Sequence[Mapping[str, Any]]) -> Iterator
 
 
 def _refused(shards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return source, number in its file and fault of the frames that were left out."""
-    return [
+    """Return source, number in its file and fault of the frames that were left out.
+
+    Raises:
+        DataError: they are more than may be.
+    """
+    frames, count = sum(map(frames_of, shards)), sum(len(shard["refused"]) for shard in shards)
+    out = (
         {"source": source, "frame": number + shard["first_frame"], "why": why}
         for shard in shards
         for source, number, why in shard["refused"]
-    ]
+    )
+    if count:
+        check_share(count, frames, next(iter(s["refused"] for s in shards if s["refused"]))[0][2])
+    return list(out)
 
 
-def _skipped(plan: Conversion, refused: Sequence[Mapping[str, Any]], frames: int) -> Iterator[str]:
-    """Say of each file how many of its frames were left out.
-
-    Raises:
-        DataError: of all `frames`, more than may be.
-    """
-    if refused:
-        check_share(len(refused), frames, refused[0]["why"])
-    for source in dict.fromkeys(bad["source"] for bad in refused):
-        own = [bad["why"] for bad in refused if bad["source"] == source]
-        yield skipped_words(plan.all_sources[source]["path"], len(own), own[0])
+def _skipped(plan: Conversion, refused: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say of each file how many of its frames were left out."""
+    counts = Counter(bad["source"] for bad in refused)
+    first = {bad["source"]: bad["why"] for bad in reversed(refused)}
+    for source, count in counts.items():
+        yield skipped_words(plan.all_sources[source]["path"], count, first[source])
 
 
 def _with_first_frames(shards: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

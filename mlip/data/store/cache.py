@@ -112,6 +112,8 @@ def _given_store(paths: Any) -> Path | None:
 def _open_given(folder: Path, options: Mapping[str, Any]) -> Store:
     manifest = read_manifest(folder)
     wanted = reading_options(options)
+    if manifest["reading"].get("on_bad") is None:
+        wanted.pop("on_bad", None)  # nothing was bad
     if differ := sorted(k for k, v in wanted.items() if manifest["reading"].get(k) != v):
         had = {k: manifest["reading"].get(k, "the default") for k in differ}
         raise ConfigError(

@@ -97,7 +97,10 @@ class Conversion:
         same = [s for s in new.sources if _identity(s) in known]
         everything = len(same) == len(new.sources) and (append or len(same) == len(known))
         kind = bool(manifest.get("in_place"))
-        if everything and (manifest["reading"], kind) == (new.reading, new.in_place):
+        reading = manifest["reading"]
+        if new.reading == {**reading, "on_bad": "skip"}:
+            reading = new.reading  # nothing was bad before
+        if everything and (reading, kind) == (new.reading, new.in_place):
             if kind and not all(s in manifest["sources"] for s in new.sources):
                 raise DataError(
                     f"{folder}: is an index of {same[0]['path']} and others as they were elsewhere "
@@ -111,7 +114,7 @@ class Conversion:
             )
         if same:
             raise DataError(f"{folder}: {same[0]['path']} is in this store already")
-        if manifest["reading"] != new.reading:
+        if reading != new.reading:
             raise ConfigError(
                 f"{folder}: was made with the options {manifest['reading']}, not {new.reading}; "
                 "give the same, or make a store of its own"

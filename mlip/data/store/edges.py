@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from mlip.atomic import atomic_write
 from mlip.data.processes import StartMethod, workers
 from mlip.data.progress import counted
+from mlip.data.store.lock import exclusive
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
 
@@ -27,7 +31,8 @@ def edge_counts(
     """Return the edges of every structure, (structures,) int32.
 
     The first call for a cutoff (Å) finds all neighbours and keeps the counts in the store's folder,
-    if that can be written; the store itself knows of no cutoff.
+    if that can be written; the store itself knows of no cutoff. Of processes that call at the same
+    time (the ranks of a run) one counts and the others wait.
 
     Args:
         store: of the structures.
@@ -39,17 +44,29 @@ def edge_counts(
         DataError: a structure has no neighbour list, or a process was killed.
     """
     path = store.folder / f"edges-{cutoff:g}-{store.manifest['blake2b'][:12]}.bin"
-    if path.exists() and path.stat().st_size == 4 * len(store):
-        return np.fromfile(path, "<i4")
-    numbers = _numbers(store, cutoff, processes, start_method)
-    numbers = counted(numbers, f"edges within {cutoff:g} A", "structures")
-    out = np.fromiter(numbers, "<i4", len(store))
-    try:
-        with atomic_write(path) as temporary:
-            out.tofile(temporary)
-    except OSError as error:
-        log.warning("%s cannot be written (%s): edges are counted again next time", path, error)
+    if (kept := _kept(path, len(store))) is not None:
+        return kept
+    lock = path.with_name(f".{path.stem}.lock")
+    writable = os.access(store.folder, os.W_OK)
+    with exclusive(lock, f"the edge counts of {store.folder}") if writable else nullcontext():
+        if (kept := _kept(path, len(store))) is not None:
+            return kept  # by whoever had the lock
+        numbers = _numbers(store, cutoff, processes, start_method)
+        numbers = counted(numbers, f"edges within {cutoff:g} A", "structures")
+        out = np.fromiter(numbers, "<i4", len(store))
+        try:
+            with atomic_write(path) as temporary:
+                out.tofile(temporary)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): edges are counted again next time", path, error)
     return out
+
+
+def _kept(path: Path, structures: int) -> np.ndarray | None:
+    """Return counts that were kept, None if there are none."""
+    if path.exists() and path.stat().st_size == 4 * structures:
+        return np.fromfile(path, "<i4")
+    return None
 
 
 def _numbers(

@@ -11,25 +11,34 @@ from typing import Final
 import numpy as np
 
 from mlip.data.readers import Block
+from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
 
 MIN_DISTANCE: Final = 0.3  # Å; closer atoms are a mistake in the file
 Pair = tuple[int, int, int, float]  # structure, its two atoms, their distance
 
 
-def find_overlaps(block: Block) -> list[Pair]:
-    """Return the closest pair below `MIN_DISTANCE` of each structure that has one."""
+def find_overlaps(block: Block) -> dict[int, str]:
+    """Return which structures have atoms closer than `MIN_DISTANCE`, in order, and which these are.
+
+    A structure whose neighbours cannot be found at all is among them, with the reason.
+    """
     periodic = np.asarray(block.pbc.all(axis=1))
     cells = np.where(periodic[:, None, None], block.cell, np.eye(3))
     inverse = np.linalg.inv(cells)
     heights = 1.0 / np.linalg.norm(inverse, axis=1)
     found = _sorted_search(block, cells, inverse, heights, periodic)
+    faults: dict[int, str] = {}
     # In slabs, wires and very thin cells the nearest image is not the one that rounding finds.
     thin = periodic & (heights.min(axis=1) < 3.0 * MIN_DISTANCE)
-    for k in np.flatnonzero(thin | (block.pbc.any(axis=1) & ~periodic)):
-        found += _by_neighbor_list(int(k), block)
-    closest = {pair[0]: pair for pair in sorted(found, key=lambda pair: (pair[0], -pair[3]))}
-    return list(closest.values())
+    for k in np.flatnonzero(thin | (block.pbc.any(axis=1) & ~periodic)).tolist():
+        try:
+            found += _by_neighbor_list(k, block)
+        except DataError as error:  # two atoms at one point, a cell without volume
+            faults[k] = str(error)
+    for k, i, j, distance in sorted(found, key=lambda pair: (pair[0], -pair[3])):  # closest last
+        faults[k] = f"atoms {i} and {j} are {distance:.3f} A apart, closer than {MIN_DISTANCE} A"
+    return dict(sorted(faults.items()))
 
 
 def _sorted_search(
@@ -82,4 +91,5 @@ def _by_neighbor_list(k: int, block: Block) -> list[Pair]:
     (j, i), shift = neighbor_list(positions, cell, frame.pbc[0], MIN_DISTANCE)
     apart = positions[j] + shift @ cell - positions[i]
     distance = np.linalg.norm(apart, axis=1)
-    return [(k, int(i[e]), int(j[e]), float(distance[e])) for e in range(len(distance))]
+    pairs = np.sort([i, j], axis=0).T.tolist()
+    return [(k, a, b, d) for (a, b), d in zip(pairs, distance.tolist(), strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from mlip.data.store.layout import (
     hash_of,
     write_json,
 )
-from mlip.data.store.overlaps import MIN_DISTANCE, find_overlaps
+from mlip.data.store.overlaps import find_overlaps
 from mlip.data.store.summaries import COMPUTED
 from mlip.errors import DataError
 from mlip.neighbors import neighbor_list
@@ -90,7 +91,8 @@ class ShardWriter:
                 or nearly all frames cannot be used.
         """
         if isinstance(frames, Refused):
-            self._leave_out(source, first, frames.why)
+            self._record["refused"].append([source, first, frames.why])
+            self._check_hope()
             return
         self._blocks.append(frames)
         self._places.append((source, range(first, first + len(frames)), piece))
@@ -104,6 +106,7 @@ class ShardWriter:
         for handle in self._files.values():
             handle.flush()
             os.fsync(handle.fileno())
+        self._record["refused"].sort()  # overlaps are found behind what readers refuse
         self._record["sizes"] = {name: handle.tell() for name, handle in self._files.items()}
         self._record["blake2b"] = {name: d.hexdigest() for name, d in self._digests.items()}
         write_json(self.folder / SHARD, {**self._record, **more})
@@ -112,17 +115,20 @@ class ShardWriter:
         block = Block.joined(self._blocks)
         source = np.repeat([k for k, _, _ in self._places], list(map(len, self._blocks)))
         number = np.concatenate([numbers for _, numbers, _ in self._places])
-        overlapping = self._overlapping(block)
-        self._blocks, self._places = [], []
-        if overlapping:
-            for k, why in overlapping.items():
-                self._leave_out(int(source[k]), int(number[k]), why)
-            rows = list(overlapping)
+        faults = find_overlaps(block)
+        edges = self._sampled_edges(block, faults)
+        if faults:
+            self._leave_out(faults)
+            rows = list(faults)
             source, number = np.delete(source, rows), np.delete(number, rows)
             block = block.without(rows)
-            if len(block) == 0:
-                return
-        columns = self._columns(block) | {"source": source, "sample_id": number}
+        self._blocks, self._places = [], []
+        if len(block):
+            self._write(self._columns(block) | {"source": source, "sample_id": number}, block)
+            self._measure(block, edges)
+        self._check_hope()
+
+    def _write(self, columns: dict[str, np.ndarray], block: Block) -> None:
         if self._in_place:
             for name, (of, summary) in COMPUTED.items():
                 columns[name] = summary(columns[of], block.first, block.counts)
@@ -131,32 +137,39 @@ class ShardWriter:
             self._digests[name].update(data)
             if name in self._files:
                 self._files[name].write(data)
-        self._measure(block)
 
-    def _overlapping(self, block: Block) -> dict[int, str]:
-        """Return which of the frames that wait have atoms on one another, and what to say of it.
-
-        Raises:
-            DataError: one has, and may not be left out.
-        """
-        if not (pairs := find_overlaps(block)):
-            return {}
-        places = [(piece, index) for _, numbers, piece in self._places for index in numbers]
-        found: dict[int, str] = {}
-        for k, i, j, distance in pairs:
-            piece, index = places[k]
-            found[k] = (
-                f"{piece.frame(index)}: atoms {i} and {j} are {distance:.3f} A apart, closer than "
-                f"{MIN_DISTANCE} A; remove the frame or mend it"
-            )
-            if not self._skip:
-                raise DataError(found[k])
+    def _sampled_edges(self, block: Block, faults: dict[int, str]) -> list[int]:
+        """Count the edges of some of the frames without faults; add faults that this finds."""
+        found = []
+        for k in range(-self._record["structures"] % SAMPLE, len(block), SAMPLE):
+            if k in faults:
+                continue
+            one = block.part(k, k + 1)
+            try:
+                edges, _ = neighbor_list(one.positions, one.cell[0], one.pbc[0], EDGE_CUTOFF)
+            except DataError as error:
+                faults[k] = str(error)
+                continue
+            found.append(edges.shape[1])
         return found
 
-    def _leave_out(self, source: int, number: int, why: str) -> None:
-        refused = self._record["refused"]
-        refused.append([source, number, why])
-        check_hope(len(refused), len(self), why)
+    def _leave_out(self, faults: Mapping[int, str]) -> None:
+        """Note what is wrong with some of the frames that wait, by their place among these.
+
+        Raises:
+            DataError: they may not be left out.
+        """
+        places = [(s, index, piece) for s, numbers, piece in self._places for index in numbers]
+        for k, fault in sorted(faults.items()):
+            source, index, piece = places[k]
+            why = f"{piece.frame(index)}: {fault}; remove the frame or mend it"
+            if not self._skip:
+                raise DataError(why)
+            self._record["refused"].append([source, index, why])
+
+    def _check_hope(self) -> None:
+        if refused := self._record["refused"]:
+            check_hope(len(refused), len(self), refused[-1][2])
 
     def _columns(self, block: Block) -> dict[str, np.ndarray]:
         """Return the array that a block adds to each column but those that say where it is from."""
@@ -179,20 +192,17 @@ class ShardWriter:
             out[name] = np.array([info.get(name, missing) for info in block.info])
         return out
 
-    def _measure(self, block: Block) -> None:
-        record, done = self._record, self._record["structures"]
+    def _measure(self, block: Block, edges: list[int]) -> None:
+        record = self._record
         record["structures"] += len(block)
         record["atoms"] += len(block.numbers)
         record["num_atoms"]["min"] = min(record["num_atoms"]["min"], int(block.counts.min()))
         record["num_atoms"]["max"] = max(record["num_atoms"]["max"], int(block.counts.max()))
         for label in LABELS:
             record["labels"][label] += int(block.has(label).sum())
-        for k in range(-done % SAMPLE, len(block), SAMPLE):
-            one = block.part(k, k + 1)
-            edges, _ = neighbor_list(one.positions, one.cell[0], one.pbc[0], EDGE_CUTOFF)
-            record["edges"]["structures"] += 1
-            record["edges"]["sum"] += edges.shape[1]
-            record["edges"]["max"] = max(record["edges"]["max"], edges.shape[1])
+        record["edges"]["structures"] += len(edges)
+        record["edges"]["sum"] += sum(edges)
+        record["edges"]["max"] = max([record["edges"]["max"], *edges])
 
 
 def _groups(block: Block) -> list[int]:

@@ -211,7 +211,7 @@ def test_frames_whose_label_is_under_another_key_than_in_earlier_stretches(tmp_p
     elements = [found["compositions"][k][0][0] for k in numbers]
     assert elements == [13] * 37 + [29] * 30, "aluminium, then, behind the refused, copper"
     said = json.loads(found["dict"])
-    (refused,) = [finding for finding in said["findings"] if finding["kind"] == "refused"]
+    (refused,) = [finding for finding in said["findings"] if finding["kind"] == "other-key"]
     assert refused["count"] == 53
     assert [example["frame"] for example in refused["examples"]] == [37, 38, 39]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -10,22 +11,26 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.io import write
 
 import mlip.data.readers as readers
 from mlip.cli.main import main
+from mlip.data.checkup import examine
 from mlip.data.prepare import prepare_data
 from mlip.data.readers import numbered_structures, read_structures, refused
 from mlip.data.readers.extxyz_parts import split_extxyz
 from mlip.data.readers.materials import split_materials
 from mlip.data.readers.omol25 import split_aselmdb
-from mlip.data.store import COLUMNS, Store, build, jobs, merge
+from mlip.data.store import COLUMNS, Store, build, jobs, merge, open_store
+from mlip.data.store.conversion import Conversion
 from mlip.errors import ConfigError, DataError
 from mlip.training.config import load_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")
 N = 60
 # the first, two in a row, at the border of a part and of a shard, and the last
-BAD = {0: "energy", 7: "forces", 8: "overlap", 19: "energy", 20: "position", 30: "misshapen",
+BAD = {0: "energy", 7: "overlap", 8: "forces", 19: "energy", 20: "position", 30: "misshapen",
        41: "overlap", 59: "forces"}  # fmt: skip
 
 
@@ -151,10 +156,14 @@ def check(folder, files):
     same(store, Store(folder.parent / "good"))
     assert [store.where(i) for i in range(len(store))] == [f"{bad}, frame {k}" for k in GOOD]
     assert store.column("sample_id").tolist() == GOOD
-    assert sorted(store.refused[str(bad)]) == sorted(BAD)
+    assert list(store.refused[str(bad)]) == sorted(BAD)
     for k, why in store.refused[str(bad)].items():
         assert str(bad) in why
         assert ("A apart" in why) == (BAD[k] == "overlap")
+        named = re.search(r"frame (\d+)( after byte)?|row (\d+)|(mp-\d+)-0-0", why)
+        assert named
+        number, counted_from, row, frame_id = named.groups()
+        assert counted_from or k in (int(number or -1), int(row or 0) - 1) or frame_id == f"mp-{k}"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -225,6 +234,78 @@ def test_more_than_a_few_are_an_error(tmp_path, files, monkeypatch):
         silently(list, read_structures(files[0], on_bad="skip"))
 
 
+def test_jobs_without_a_usable_frame(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(refused, "MAX_SHARE", 0.7)
+    bad = {**BAD, **dict.fromkeys([*range(18, 42), *range(50, 60)], "energy")}
+    writer = WRITERS[files[0].suffix[1:]]
+    writer(files[0], range(N), bad)
+    good = [k for k in range(N) if k not in bad]
+    for part in range(2):
+        silently(build, tmp_path / "s", [files[0]], options=SKIP, part=(part, 2))
+    silently(merge, tmp_path / "s")
+    store = Store(tmp_path / "s")
+    assert store.column("sample_id").tolist() == good
+    assert list(store.refused[str(files[0])]) == sorted(bad)
+
+
+def test_an_end_between_the_manifest_and_the_last_word(tmp_path, files, monkeypatch):
+    """The conversion is not yet forgotten, and its frames must not count twice."""
+    silently(build, tmp_path / "s", [files[1]])
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversion, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "s", [files[0]], options=SKIP, append=True)
+    silently(build, tmp_path / "s", [files[0]], options=SKIP, append=True)
+    store = Store(tmp_path / "s")
+    assert store.column("sample_id").tolist() == [*range(len(GOOD)), *GOOD]
+    assert [bad["frame"] for bad in store.manifest["refused"]] == sorted(BAD)
+
+
+def test_a_store_without_bad_frames_has_nothing_to_skip(tmp_path):
+    as_extxyz(tmp_path / "a.extxyz", GOOD, {})
+    build(tmp_path / "s", [tmp_path / "a.extxyz"])
+    assert len(open_store(tmp_path / "s", options=SKIP)) == len(GOOD)
+    assert not build(tmp_path / "s", [tmp_path / "a.extxyz"], options=SKIP)
+
+
+@pytest.mark.parametrize("axes", ["F F F", "T T F", "T F F", "T T T"])
+@pytest.mark.parametrize("apart", [0.0, 0.1])
+@pytest.mark.parametrize("width", [4.0, 0.8])
+def test_atoms_in_one_place(tmp_path, axes, apart, width):
+    path = tmp_path / "a.extxyz"
+
+    def frame(distance):
+        cell = f"{width} 0 0 0 {width} 0 0 0 {width}"
+        return (
+            f'2\nLattice="{cell}" pbc="{axes}" Properties=species:S:1:pos:R:3 energy=-1\n'
+            f"Si 0.1 0.1 0.1\nSi 0.1 0.1 {0.1 + distance}\n"
+        )
+
+    path.write_text(frame(0.4) + frame(apart) + 8 * frame(0.4))
+    with pytest.raises(DataError, match=r"a\.extxyz, frame 1: atoms 0 and 1 are 0.[01]00 A"):
+        build(tmp_path / "s", [path])
+    build(tmp_path / "t", [path], options=SKIP)
+    assert Store(tmp_path / "t").column("sample_id").tolist() == [0, *range(2, 10)]
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_frame_whose_edges_cannot_be_counted(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr("mlip.data.store.writer.SAMPLE", 1)
+    path = tmp_path / "a.extxyz"
+    far = [[0, 0, 0], [3e9, 0, 0]]
+    near = [[0, 0, 0], [3, 0, 0]]
+    write(path, [Atoms("H2", far if k == bad else near) for k in range(10)], format="extxyz")
+    with pytest.raises(DataError, match=rf"a\.extxyz, frame {bad}: .*remove the frame"):
+        build(tmp_path / "s", [path])
+    build(tmp_path / "t", [path], options=SKIP)
+    assert Store(tmp_path / "t").column("sample_id").tolist() == [k for k in range(10) if k != bad]
+    assert Store(tmp_path / "t").manifest["edges"]["structures"] == 9
+
+
 def test_one_in_a_thousand(tmp_path, monkeypatch):
     monkeypatch.undo()
     path = tmp_path / "a.extxyz"
@@ -244,14 +325,14 @@ def test_what_is_mostly_bad_is_not_read_to_the_end(tmp_path, monkeypatch):
     path = tmp_path / "a.extxyz"
     as_extxyz(path, range(N), dict.fromkeys(range(20), "forces"))
     seen = []
-    with pytest.raises(DataError, match=r"^6 of the first 6 frames cannot be used.*frame 5"):
+    with pytest.raises(DataError, match=r"^6 of 6 frames in a row cannot be used.*frame 5"):
         seen += read_structures(path, on_bad="skip")
     monkeypatch.setattr(jobs, "SHARD_ROWS", 100)
     monkeypatch.setitem(readers._SPLIT, "extxyz", (split_extxyz, 10**9))
-    with pytest.raises(DataError, match=r"^6 of the first 6 frames cannot be used.*frame 5"):
+    with pytest.raises(DataError, match=r"^6 of 6 frames in a row cannot be used.*frame 5"):
         build(tmp_path / "s", [path], options=SKIP)
     as_extxyz(path, range(N), dict.fromkeys(range(20), "overlap"))
-    with pytest.raises(DataError, match=r"^6 of the first .* frames cannot be used.*A apart"):
+    with pytest.raises(DataError, match=r"^20 of 60 frames in a row cannot be used.*A apart"):
         build(tmp_path / "t", [path], options=SKIP)
 
 
@@ -327,6 +408,69 @@ def test_a_split_is_written_without_them(tmp_path, capsys):
     parts = [list(read_structures(out / f"{part}.extxyz")) for part in ("train", "val")]
     energies = [atoms.get_potential_energy() for part in parts for atoms in part]
     assert sorted(energies) == sorted(-k - 0.5 for k in range(N) if k not in bad)
+
+
+def test_a_split_keeps_frames_where_they_belong(tmp_path):
+    """A number beyond nature is no fault of the reader; training leaves its frame to the user."""
+    path, out = tmp_path / "a.extxyz", tmp_path / "parts"
+    as_extxyz(path, range(N), {3: "energy"})
+    path.write_text(path.read_text().replace("energy=-10.5", "energy=-1e15"))
+    command = ["data", "split", str(path), "--out-dir", str(out), "--val", "0.2"]
+    assert main([*command, "data.on_bad=skip"]) == 0
+    record = json.loads((out / "splits.json").read_text())
+    assert record["dropped"] == {"bad": {str(path): [3, 10]}}
+    for part in ("train", "val"):
+        found = [a.get_potential_energy() for a in read_structures(out / f"{part}.extxyz")]
+        assert found == [-k - 0.5 for k in record[part][str(path)]]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_split_knows_two_levels_of_theory(tmp_path, capsys, processes):
+    path, out = tmp_path / "a.extxyz", tmp_path / "parts"
+    as_extxyz(path, range(N), {0: "energy"})
+    text = path.read_text()
+    path.write_text(text.replace("energy=nan", "REF_energy=nan"))
+    command = ["data", "split", str(path), "--out-dir", str(out), "--val", "0.2", "--processes"]
+    assert main([*command, processes, "data.on_bad=skip"]) == 0
+    path.write_text(text.replace("energy=-30.5", "REF_energy=-30.5"))
+    capsys.readouterr()
+    assert main([*command, processes, "data.on_bad=skip", "--force"]) == 1
+    assert "frame 30: its energy is under 'REF_energy'" in capsys.readouterr().err
+
+
+def test_a_frame_of_another_layout(tmp_path):
+    """In MPtrj and MatPES a row of two numbers is no force; the frames behind it can be read."""
+    as_mptrj(tmp_path / "mptrj.json", range(9), {})
+    document = json.loads((tmp_path / "mptrj.json").read_text())
+    document["mp-1"]["mp-4-0-0"]["force"][1] = [0.0, 0.0]
+    (tmp_path / "mptrj.json").write_text(json.dumps(document))
+    frames = [frame for material in document.values() for frame in material.values()]
+    records = [
+        {
+            "structure": {
+                "lattice": frame["structure"]["lattice"],
+                "sites": [
+                    {**s, "properties": {}, "label": "Si"} for s in frame["structure"]["sites"]
+                ],
+            },
+            "energy": frame["uncorrected_total_energy"],
+            "forces": frame["force"],
+            "stress": [0.0] * 6,
+            "matpes_id": f"matpes-{k}",
+        }
+        for k, frame in enumerate(frames)
+    ]
+    (tmp_path / "matpes.json").write_text(json.dumps(records))
+    for name in ("mptrj", "matpes"):
+        path = tmp_path / f"{name}.json"
+        with pytest.raises(DataError, match="array"):
+            list(read_structures(path, name))
+        found = list(numbered_structures(path, name, on_bad="skip"))
+        assert [number for _, number, _ in found] == [0, 1, 2, 3, 5, 6, 7, 8]
+        silently(build, tmp_path / name, [path], format=name, options=SKIP)
+        assert len(Store(tmp_path / name)) == 8
+        part = examine([path]).census.parts[0]
+        assert (part.frames, part.usable) == (9, 8)
 
 
 def test_evaluation_skips_them_too(tmp_path, capsys):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -118,6 +120,27 @@ def test_edges_are_counted_once_and_kept(store, monkeypatch):
     np.testing.assert_array_equal(Store(store.folder).edge_counts(4.0), counts)
     with pytest.raises(TypeError):
         store.edge_counts(3.0)
+
+
+def test_of_ranks_that_begin_together_one_counts_edges(store, monkeypatch):
+    """Threads stand for processes: the lock is one of open files."""
+    count, counting = edges._numbers, []
+
+    def slowly(*arguments):
+        counting.append(arguments)
+        time.sleep(0.5)
+        return count(*arguments)
+
+    monkeypatch.setattr(edges, "_numbers", slowly)
+    with ThreadPoolExecutor(3) as ranks:
+        found = list(ranks.map(lambda _: Store(store.folder).edge_counts(4.0), range(3)))
+    assert len(counting) == 1
+    assert found[0].tolist() == found[1].tolist() == found[2].tolist()
+    for path in store.folder.glob("edges-*.bin"):
+        path.unlink()
+    monkeypatch.setattr(edges.os, "access", lambda *_: False)  # no lock where nothing can be kept
+    assert store.edge_counts(4.0).tolist() == found[0].tolist()
+    assert len(counting) == 2
 
 
 @pytest.mark.parametrize(

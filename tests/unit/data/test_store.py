@@ -421,8 +421,9 @@ def test_overlaps_are_those_of_brute_force(kind):
     expected = [k for k, d in enumerate(closest) if d < MIN_DISTANCE]
     assert 5 < len(expected) < 145
     found = find_overlaps(Block.of(several))
-    assert [pair[0] for pair in found] == expected
-    np.testing.assert_allclose([pair[3] for pair in found], np.array(closest)[expected], atol=1e-9)
+    assert list(found) == expected
+    for k, words in found.items():
+        assert words.endswith(f" are {closest[k]:.3f} A apart, closer than {MIN_DISTANCE} A")
 
 
 def test_parts_of_a_file_must_have_their_labels_under_one_key(tmp_path, monkeypatch):
@@ -456,6 +457,9 @@ def test_atoms_meet_across_the_faces_of_a_cell(axis, longest):
     cell[longest, longest] = 7.0
     positions = np.full((2, 3), 1.0)
     positions[:, axis] = [0.05, cell[axis, axis] - 0.05]
-    for pbc, expected in ((True, [(0, 0, 1, pytest.approx(0.1))]), (False, [])):
+    for pbc, expected in (
+        (True, {0: "atoms 0 and 1 are 0.100 A apart, closer than 0.3 A"}),
+        (False, {}),
+    ):
         frame = Frame(np.ones(2, int), positions, cell, np.full(3, pbc), {}, {})
         assert find_overlaps(Block.of([frame])) == expected
