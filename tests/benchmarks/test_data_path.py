@@ -260,14 +260,24 @@ print(json.dumps(dict(
 
 
 PREPARING = """
+import threading
 from mlip.data.prepare import prepare_data
 from mlip.training.config import load_config
+def own():  # without pages of mapped files, which the kernel takes back when it needs them
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith('RssAnon'))
+highest = [0.0]
+def watch():
+    while True:
+        highest[0] = max(highest[0], own())
+        time.sleep(0.01)
 config = load_config([f"data.train={sys.argv[1]}", "data.batch_size=null", "data.max_atoms=1024"])
-imported, before = time.process_time(), resident()
+imported, before = time.process_time(), own()
+threading.Thread(target=watch, daemon=True).start()
 data = prepare_data(config["data"], cutoff=5.0, seed=0)
 print(json.dumps(dict(
     structures=sum(data.size(part) for part in ("train", "val")),
-    cpu_s=time.process_time() - imported, peak_resident_mb=peak(), resident_before_mb=before,
+    cpu_s=time.process_time() - imported, peak_mb=highest[0], before_mb=before, after_mb=own(),
 )))
 """
 
@@ -315,12 +325,12 @@ def test_twenty_million_structures(tmp_path):
     )
 
 
-def test_two_million_structures_before_the_first_step(tmp_path):
+def test_twenty_million_structures_before_the_first_step(tmp_path):
     """Splits, reference energies and statistics, as every run computes them."""
-    made_store(tmp_path, 2_000_000)
+    made_store(tmp_path, STRUCTURES)
     done = in_a_process(PREPARING, tmp_path)
-    assert done["structures"] == 2_000_000
-    record("two_million_structures_prepared", **done)
+    assert done["structures"] == STRUCTURES
+    record("twenty_million_structures_prepared", **done)
 
 
 def microseconds(call: Callable[[int], object], keys: np.ndarray) -> float:
