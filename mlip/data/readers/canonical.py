@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,28 +23,18 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import NDArray
 
-from mlip.data.readers.checks import as_floats, as_integer, as_numbers, check_cell, hill_formula
+from mlip.data.readers.checks import as_floats, as_numbers, check_cell
+from mlip.data.readers.entries import WEIGHT_KEYS, entries_of, weight_of
 from mlip.data.readers.frames import Frame, RawFrame
 from mlip.data.readers.options import VIRIAL_KEYS, ReadOptions
 from mlip.data.readers.refused import Refused
 from mlip.errors import DataError
 from mlip.units import energy_factor, force_factor, stress_factor
 
-GROUP_KEYS: Final = ("mp_id", "material_id", "mptrj_traj_id", "molecule_id")
-ID_KEYS: Final = ("id", "sample_id", "frame_id", "mptrj_snapshot_id")
 CORRECTED_KEYS: Final = ("corrected_total_energy", "mp2020_corrected_energy")
-CHARGE_KEYS: Final = ("charge", "total_charge")
-SPIN_KEYS: Final = ("spin", "multiplicity", "spin_multiplicity")
-WEIGHT_KEYS: Final = {
-    "weight": ("config_weight", "weight"),
-    "energy_weight": ("config_energy_weight", "energy_weight"),
-    "forces_weight": ("config_forces_weight", "forces_weight"),
-    "stress_weight": ("config_stress_weight", "stress_weight"),
-}
 _LABEL_WEIGHTS: Final = frozenset(
     key for label in ("energy", "forces", "stress") for key in WEIGHT_KEYS[f"{label}_weight"]
 )
-_NUMBERS: Final = frozenset(chain(CHARGE_KEYS, SPIN_KEYS, *WEIGHT_KEYS.values()))
 # Where a label may be, first hit wins; "calc:" is a calculator result, the rest info or arrays.
 SEARCH: Final[Mapping[str, tuple[str, ...]]] = {
     "energy": ("REF_energy", "calc:energy", "energy"),
@@ -273,7 +262,7 @@ class Canonicalizer:
             for key in WEIGHT_KEYS[f"{label}_weight"]:
                 if (value := frame.info.get(key)) is None:
                     continue
-                weight = self._weight(value, key, place)
+                weight = weight_of(value, key, place)
                 if weight == 0:
                     off.add(label)
                 # A file that is kept whole (predicted, converted) keeps the number as it is.
@@ -354,55 +343,7 @@ class Canonicalizer:
         self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str
     ) -> dict[str, Any]:
         """Return what `Frame.info` holds, given what `RawFrame.info` does; errors as of a call."""
-        info: dict[str, Any] = {}
-        if not _NUMBERS.isdisjoint(raw):
-            self._add_numbers(info, raw, place)
-        for key in ("config_type", "data_id", "source"):
-            if (value := raw.get(key)) is not None:
-                info[key] = str(value)
-        if (group := self._group(raw, numbers, place)) is not None:
-            info["group"] = group
-        if (identifier := _identifier(raw)) is not None:
-            info["id"] = identifier
-        for key in self.options.info_keys:
-            if (value := raw.get(key)) is not None:
-                info.setdefault(key, value)
-        return info
-
-    def _add_numbers(self, info: dict[str, Any], raw: Mapping[str, Any], place: str) -> None:
-        for name, keys, low in (("charge", CHARGE_KEYS, None), ("spin", SPIN_KEYS, 0)):
-            for key in keys:
-                if (value := raw.get(key)) is not None:
-                    info[name] = as_integer(value, key, low, place)
-                    break
-        for name, keys in WEIGHT_KEYS.items():
-            for key in keys:
-                if (value := raw.get(key)) is not None:
-                    info[name] = self._weight(value, key, place)
-                    break
-
-    def _group(self, raw: Mapping[str, Any], numbers: NDArray[np.int64], place: str) -> str | None:
-        wanted = self.options.group
-        if wanted is None:
-            return None
-        if wanted != "auto":
-            if (value := raw.get(wanted)) is None:
-                raise DataError(
-                    f"{place}: it has no {wanted!r} to group by; its info keys are "
-                    f"{sorted(raw)}; set data.group to one of them, auto or null"
-                )
-            return str(value)
-        for key in GROUP_KEYS:
-            if (value := raw.get(key)) is not None:
-                return str(value)
-        # OMol25: 80 % of its rows share a composition with another row, so random splits leak.
-        return hill_formula(numbers) if raw.get("data_id") is not None else None
-
-    def _weight(self, value: Any, key: str, place: str) -> float:
-        weight = as_floats(value, (), key, place)
-        if weight < 0:
-            raise DataError(f"{place}: {key!r} is {float(weight)}; expected zero or more")
-        return float(weight)
+        return entries_of(raw, numbers, self.options, place)
 
     def _keep(
         self, atoms: Atoms, frame: RawFrame, info: dict[str, Any], results: dict[str, Any]
@@ -427,16 +368,6 @@ def _searched(explicit: tuple[str, ...], label: str) -> list[tuple[str, str, boo
     """Return where a label may be: name, the key in its place, whether that is a result."""
     names = [s for name in explicit for s in (f"calc:{name}", name)] or SEARCH[label]
     return [(name, _plain(name), name.startswith("calc:")) for name in names]
-
-
-def _identifier(raw: Mapping[str, Any]) -> str | None:
-    for key in ID_KEYS:
-        if (value := raw.get(key)) is not None:
-            return str(value)
-    parts = [raw.get(key) for key in ("task_id", "calc_id", "ionic_step")]  # matbench's MPtrj
-    if all(part is not None for part in parts):
-        return "-".join(str(part) for part in parts)
-    return str(raw["source"]) if raw.get("data_id") and raw.get("source") else None
 
 
 def _plain(name: str) -> str:
