@@ -8,6 +8,7 @@ dropped, for they are not those of the result.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +25,32 @@ INFO = ("charge", "spin", "id", "data_id", "group")
 def read_known(paths: Any, species: Sequence[int], format: str, **options: Any) -> Iterator[Atoms]:
     """Read structures that a potential for `species` can be used on.
 
+    With `on_bad="skip"` those are left out, too, whose atoms are as close as training refuses.
+
     Raises:
-        DataError: one cannot be read, or holds another element; names its file and frame.
+        DataError: one cannot be read, holds another element or has two atoms at one point; names
+            its file and frame.
     """
     from mlip.data.readers import numbered_structures
+    from mlip.data.readers.refused import check_share, skipped_words
+    from mlip.data.store.overlaps import MIN_DISTANCE
+    from mlip.errors import DataError
 
+    skip = options.get("on_bad") == "skip"
+    total, refused = 0, dict[Path, list[str]]()
     for path, index, atoms in numbered_structures(paths, format, **options):
+        total += 1
         _check(atoms, species, path, index)
+        if why := _too_close(atoms, MIN_DISTANCE if skip else COINCIDENT):
+            if not skip:
+                raise DataError(f"{path}: frame {index}: {why}")
+            refused.setdefault(path, []).append(f"{path}: frame {index}: {why}")
+            continue
         yield atoms
+    for path, some in refused.items():
+        warnings.warn(skipped_words(path, len(some), some[0]), stacklevel=2)
+    if refused:
+        check_share(sum(map(len, refused.values())), total, next(iter(refused.values()))[0])
 
 
 def read_frame(path: Path | str, species: Sequence[int], index: int = 0) -> Atoms:
@@ -66,10 +85,23 @@ def read_frame(path: Path | str, species: Sequence[int], index: int = 0) -> Atom
 def _check(atoms: Atoms, species: Sequence[int], path: Path | str, index: int) -> None:
     from mlip.errors import DataError
     from mlip.models.potential import check_species
-    from mlip.neighbors import neighbor_list
 
     try:
         check_species(atoms.numbers, species)
-        neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, COINCIDENT)
     except DataError as error:
         raise DataError(f"{path}: frame {index}: {error}") from error
+
+
+def _too_close(atoms: Atoms, limit: float) -> str:
+    """Say which atoms are closer than a limit (Å); empty if none are."""
+    from mlip.errors import DataError
+    from mlip.neighbors import neighbor_list
+
+    try:
+        edges, _ = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, limit)
+    except DataError as error:  # two at one point, for which there is no list
+        return str(error)
+    if not edges.shape[1]:
+        return ""
+    i, j = sorted(edges[:, 0].tolist())
+    return f"atoms {i} and {j} are closer than {limit:g} A; remove the frame or mend it"

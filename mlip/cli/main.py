@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from mlip import __version__
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     log.propagate = False
     keep_freed_memory()
+    shown = warnings.formatwarning
+    warnings.formatwarning = _one_line
     try:
         return _flushed(args.run(args))
     except MLIPError as error:
@@ -71,8 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"stopped by {error}; continue with resume=auto", code)
         raise
     finally:
+        warnings.formatwarning = shown
         log.removeHandler(handler)
         log.propagate = True
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """Say a warning as errors are said; where in the code it arose is nothing to a user."""
+    return f"warning: {message}\n"
 
 
 def _flushed(code: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -485,6 +487,27 @@ def test_evaluation_skips_them_too(tmp_path, capsys):
     assert "frame 3" in capsys.readouterr().err
     assert main([*command, "data.on_bad=skip"]) == 0
     assert f"{N - 1} structures" in capsys.readouterr().out
+    as_extxyz(path, range(N), {3: "energy", 5: "overlap"})
+    assert main([*command, "data.on_bad=skip"]) == 0
+    assert f"{N - 2} structures" in capsys.readouterr().out
+    as_extxyz(path, range(N), dict.fromkeys(range(20), "overlap"))
+    assert main([*command, "data.on_bad=skip"]) == 1
+    assert "20 of 60 frames cannot be used" in capsys.readouterr().err
+
+
+def test_a_command_says_it_in_a_line(tmp_path):
+    path = tmp_path / "a.extxyz"
+    as_extxyz(path, range(0, 4000, 9), {})  # crystals alone
+    with path.open("a") as more:
+        more.write(path.read_text() * 2)
+    text = path.read_text()
+    path.write_text(text.replace("energy=-0.5 ", "energy=nan ", 1))
+    command = [sys.executable, "-m", "mlip.cli.main", "data", "convert", str(path)]
+    words = [*command, str(tmp_path / "s"), "data.on_bad=skip"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1].startswith(f"warning: {path}: 1 frame(s) cannot be used")
+    assert "UserWarning" not in done.stderr
+    assert f"left out: 1 frames of {path}" in done.stdout
 
 
 def test_a_wrong_word(tmp_path):
