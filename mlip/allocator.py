@@ -23,8 +23,7 @@ def keep_freed_memory() -> bool:
     """Tell the allocator of this process to keep freed memory for the next step.
 
     Does nothing where the C library is not glibc, or where the user has set `MALLOC_*` variables.
-    Calls of `mlip` potentials on thousands of atoms then take 0.6 to 0.8 of the time
-    (`data/results/peers.json`, `peers-memory.json`).
+    What calls on thousands of atoms gain by it: `data/results/peers.json`, `peers-memory.json`.
 
     Returns:
         Whether the settings were taken.

@@ -123,15 +123,8 @@ class SourceErrors:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Return errors and counts by source."""
-        return {
-            name: Evaluation(
-                metrics=sums.compute(),
-                counts={"structures": structures, "atoms": atoms, **sums.counts()},
-            )
-            for (name, sums), (structures, atoms) in zip(
-                self.sums.items(), self._sizes.tolist(), strict=True
-            )
-        }
+        pairs = zip(self.sums.items(), self._sizes.tolist(), strict=True)
+        return {name: Evaluation.of(sums, *sizes) for (name, sums), sizes in pairs}
 
 
 class NamedErrors:
@@ -161,16 +154,8 @@ class NamedErrors:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Return errors and counts by name."""
-        return {
-            name: Evaluation(
-                metrics=sums.compute(),
-                counts={
-                    **dict(zip(("structures", "atoms"), self._sizes[name], strict=True)),
-                    **sums.counts(),
-                },
-            )
-            for name, sums in sorted(self._sums.items())
-        }
+        found = sorted(self._sums.items())
+        return {name: Evaluation.of(sums, *self._sizes[name]) for name, sums in found}
 
 
 def _with_labels_of(graph: AtomGraph, own: Tensor) -> AtomGraph:
@@ -190,6 +175,12 @@ class Evaluation:
     counts: dict[str, int]
     forces_mae_per_element: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # true, predicted
+
+    @classmethod
+    def of(cls, sums: ErrorSums, structures: int, atoms: int, **more: Any) -> Evaluation:
+        """Return what was summed over so many structures and atoms."""
+        counts = {"structures": structures, "atoms": atoms, **sums.counts()}
+        return cls(metrics=sums.compute(), counts=counts, **more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-able values; what is not finite is null."""
@@ -254,9 +245,10 @@ def evaluate_batches(
         if element_count[z]
     }
     joined = {k: np.concatenate(v, axis=1) for k, v in pairs.items() if v}
-    return Evaluation(
-        metrics=sums.compute(),
-        counts={"structures": structures, "atoms": atoms, **sums.counts()},
+    return Evaluation.of(
+        sums,
+        structures,
+        atoms,
         forces_mae_per_element=per_element,
         pairs={k: (v[0], v[1]) for k, v in joined.items() if v.shape[1]},
     )
