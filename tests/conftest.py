@@ -195,6 +195,7 @@ VARIANTS: dict[str, Variant] = {
     "transip-direct": _transip(forces="direct", attention="neighbours"),
     "transip-frames": _transip(attention="neighbours", frames="o3"),
     "transip-global": _transip(attention="global"),
+    "transip-phases": _transip(attention="global", distances=False),
     "transip-global-charge": _transip(charge_spin=True, attention="global"),
     "transip-global-direct": _transip(forces="direct", attention="global"),
 }

@@ -15,6 +15,7 @@ Letters: N atoms, E edges, D width of a token, H heads of D/H = 2 F channels, K 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,8 @@ from mlip.models.recompute import recomputed
 
 EPS = 1e-6  # added to mean squares of order one
 EXPONENT = 50.0  # e^50 is 1/u for the smallest envelope u > 0 that single precision can have
-MAX_WEIGHTS = 2**24  # attention weights computed at once, all heads together
+MAX_WEIGHTS = 2**24  # attention weights, and their products, computed at once, all heads together
+REACH = 2.0  # Å, over which what global attention sees of a distance decays
 # Numbers in an (edges, D) array of a piece: little enough for a cache, enough to fill a device.
 PIECE = {"cpu": 2**20, "other": 2**22}
 KEPT = 4  # pieces of a layer that are not recomputed
@@ -40,19 +42,23 @@ class Molecules:
 
     order: Tensor  # (N,) sorted to given
     inverse: Tensor  # (N,) given to sorted
-    groups: list[tuple[int, int]]  # molecules, atoms in each
-    centred: Tensor  # (N, 3) Å, from the centroid, in the given order
+    groups: list[Tensor]  # (G, n, 3) Å, from the centroid, of the G molecules of n atoms
+    distances: list[Tensor | None]  # (G, K, n, n) by `expand_pairs`; None: unwanted or too large
+    centred: Tensor  # (N, 3) Å, in the given order
     cos: Tensor  # (N, H, F) of the phases ω·x, sorted
     sin: Tensor
 
     @classmethod
-    def build(cls, geometry: Geometry, positions: Tensor, frequencies: Tensor) -> Molecules:
+    def build(
+        cls, geometry: Geometry, positions: Tensor, frequencies: Tensor, num_basis: int
+    ) -> Molecules:
         """Centre `positions` (N, 3), Å, and sort atoms by the size of their molecule.
 
         Args:
             geometry: the batch; atoms of a molecule are side by side.
             positions: float64.
             frequencies: ω (H, F, 3), 1/Å.
+            num_basis: functions K that distances are expanded in; 0: distances are not looked at.
         """
         # Centred before the cast: single precision would lose 1e-3 Å at 10,000 Å from the origin.
         centred = (
@@ -65,9 +71,45 @@ class Molecules:
         values, counts = torch.unique(sizes, return_counts=True)
         pairs = zip(counts.tolist(), values.tolist(), strict=True)
         groups = [(count, size) for count, size in pairs if size]
-        phases = torch.einsum("nx,hfx->nhf", centred[order], frequencies)
-        inverse = torch.argsort(order)
-        return cls(order, inverse, groups, centred, torch.cos(phases), torch.sin(phases))
+        moved = centred[order]
+        split = moved.split([count * size for count, size in groups])
+        of_groups = [x.unflatten(0, shape) for x, shape in zip(split, groups, strict=True)]
+        distances, room = [], MAX_WEIGHTS
+        for x in of_groups:
+            room -= num_basis * x.shape[0] * x.shape[1] ** 2
+            wanted = num_basis and room >= 0
+            distances.append(expand_pairs(x, x, num_basis) if wanted else None)
+        phases = torch.einsum("nx,hfx->nhf", moved, frequencies)
+        return cls(
+            order=order,
+            inverse=torch.argsort(order),
+            groups=of_groups,
+            distances=distances,
+            centred=centred,
+            cos=torch.cos(phases),
+            sin=torch.sin(phases),
+        )
+
+
+def expand_pairs(rows: Tensor, columns: Tensor, num_basis: int) -> Tensor:
+    """Expand the distances r of atoms in sin(k π e^(-r/REACH)), k = 1..K.
+
+    They are smooth, resolve short distances best and vanish for long ones. There is no cutoff, and
+    of an atom and itself they are zero.
+
+    Args:
+        rows: (G, m, 3) Å.
+        columns: (G, n, 3) Å.
+        num_basis: K.
+
+    Returns:
+        (G, K, m, n).
+    """
+    square = (rows[:, :, None] - columns[:, None]).square().sum(3)
+    own = square == 0.0  # no root is taken there, which would have no derivative
+    u = torch.exp(-(square + own).sqrt() / REACH)
+    order = math.pi * torch.arange(1, num_basis + 1, dtype=u.dtype, device=u.device)
+    return torch.sin(order[:, None, None] * u[:, None]) * ~own[:, None]
 
 
 @dataclass(slots=True)
@@ -159,26 +201,46 @@ class _Heads(nn.Module):
 class GlobalAttention(_Heads):
     """Every atom of a molecule attends to all of it.
 
-    Memory: a layer keeps at most `MAX_WEIGHTS` weights for the backward pass. Molecules that would
-    take more are gone through in pieces (some molecules, or some queries of one) of at most as
-    many weights, which are recomputed: a constant multiple of `MAX_WEIGHTS`, whatever the
-    molecules, in training on gradient forces, too.
+    w_ij = softmax_j(q_i·k_j + Σ_k b_k f_k(r_ij)), o_i = Σ_j w_ij (1 + Σ_k c_k f_k(r_ij)) v_j, with
+    f from `expand_pairs`; b is of a head, c of two channels that a phase turns together. The
+    published model has neither (`num_basis=0`): it sees distances by rotary phases only.
+
+    Memory: a layer keeps at most `MAX_WEIGHTS` numbers for the backward pass: a weight, and its
+    product with each function, of each pair and head. Molecules that would take more are gone
+    through in pieces (some molecules, or some queries of one) of at most as many, which are
+    recomputed: a constant multiple of `MAX_WEIGHTS`, whatever the molecules, in training on
+    gradient forces, too.
     """
+
+    def __init__(self, dim: int, num_heads: int, num_basis: int) -> None:
+        super().__init__(dim, num_heads)
+        self.num_basis = num_basis
+        if num_basis:
+            self.bias = nn.Linear(num_basis, num_heads, bias=False)
+            # one for both channels of a pair, so that it does not matter when they are turned
+            self.filter = nn.Linear(num_basis, dim // 2, bias=False)
 
     def forward(self, h: Tensor, context: Molecules) -> Tensor:
         """Map sorted tokens (N, D) to (N, D)."""
         q, k, v = self.project(h)
         cos, sin = context.cos, context.sin
         q, k, v = (_turn(x, cos, sin) for x in (q, k, v))
-        sizes = [count * size for count, size in context.groups]
+        sizes = [x.shape[0] * x.shape[1] for x in context.groups]
         parts = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
+        shared: tuple[Tensor, ...] = ()
+        if self.num_basis:
+            filters = self.filter.weight.T.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+            shared = (self.bias.weight, filters.repeat(1, 1, 2))
         out, room = [], MAX_WEIGHTS
-        for (count, size), part in zip(context.groups, parts, strict=True):
-            split = (x.unflatten(0, (count, size)).transpose(1, 2) for x in part)
-            weights = count * self.num_heads * size**2
-            attend = _attention if weights <= room else _attention_in_pieces
-            room = max(0, room - weights)
-            out.append(attend(*split).transpose(1, 2).flatten(0, 1))
+        for x, distances, part in zip(context.groups, context.distances, parts, strict=True):
+            molecules, atoms, _ = x.shape
+            q, k, v = (y.unflatten(0, (molecules, atoms)).transpose(1, 2) for y in part)
+            room -= molecules * self.num_heads * (1 + self.num_basis) * atoms**2
+            if room >= 0 and (distances is not None or not shared):
+                mixed = _attention(q, k, v, distances, shared)
+            else:
+                mixed = _attention_in_pieces(q, k, v, x, shared)
+            out.append(mixed.transpose(1, 2).flatten(0, 1))
         return self.out(_turn(torch.cat(out), cos, -sin).flatten(1))
 
 
@@ -278,18 +340,52 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of (G, H, rows, C) queries on (G, H, n, C) keys and values."""
-    return torch.softmax(q @ k.transpose(2, 3), dim=3) @ v
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, distances: Tensor | None, shared: Sequence[Tensor]
+) -> Tensor:
+    """Softmax attention of queries on keys and values, which may look at distances.
+
+    Args:
+        q: (G, H, m, C).
+        k: (G, H, n, C).
+        v: (G, H, n, C).
+        distances: (G, K, m, n), expanded.
+        shared: what is learnt about them, biases (H, K) and filters (H, K, C).
+
+    Returns:
+        (G, H, m, C).
+    """
+    logits = q @ k.transpose(2, 3)
+    if distances is None:
+        return torch.softmax(logits, dim=3) @ v
+    bias, filters = shared
+    weights = torch.softmax(logits + torch.einsum("gkmn,hk->ghmn", distances, bias), dim=3)
+    # Filtered by one function at a time, and then mixed: nothing of size (G, m, n, D) is written.
+    seen = (weights[:, :, None] * distances[:, None]).flatten(2, 3) @ v
+    seen = seen.unflatten(2, (distances.shape[1], -1))  # (G, H, K, m, C)
+    return weights @ v + (seen * filters[:, :, None]).sum(2)
 
 
-def _attention_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`_attention` with at most `MAX_WEIGHTS` weights at a time (one row of queries at least)."""
+def _attention_at(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, *shared: Tensor
+) -> Tensor:
+    """`_attention` of queries at `rows` (G, m, 3) on what is at `columns` (G, n, 3)."""
+    distances = expand_pairs(rows, columns, shared[0].shape[1]) if shared else None
+    return _attention(q, k, v, distances, shared)
+
+
+def _attention_in_pieces(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, shared: Sequence[Tensor]
+) -> Tensor:
+    """`_attention` with at most `MAX_WEIGHTS` numbers at a time (one row of queries at least)."""
     _, heads, n, _ = q.shape
-    together = max(1, MAX_WEIGHTS // (heads * n * n))  # molecules
-    rows = max(1, min(n, MAX_WEIGHTS // (heads * n)))  # queries of each
+    numbers = heads * n * (1 + shared[0].shape[1] if shared else 1)  # of a query
+    together = max(1, MAX_WEIGHTS // (n * numbers))  # molecules
+    rows = max(1, min(n, MAX_WEIGHTS // numbers))  # queries of each
     out = []
-    for some in zip(*(x.split(together) for x in (q, k, v)), strict=True):
-        queries = some[0].split(rows, dim=2)
-        out.append(torch.cat([recomputed(_attention, part, *some[1:]) for part in queries], dim=2))
+    for some in zip(*(x.split(together) for x in (q, k, v, positions)), strict=True):
+        query, key, value, at = some
+        pieces = zip(query.split(rows, dim=2), at.split(rows, dim=1), strict=True)
+        mixed = [recomputed(_attention_at, part, key, value, x, at, *shared) for part, x in pieces]
+        out.append(torch.cat(mixed, dim=2))
     return torch.cat(out)

@@ -9,8 +9,9 @@ in detail: ours are choices, and so are the neighbour mode and everything said t
 
 Two ways to attend, with the same rotary algebra:
 
-- `global`: every atom of a molecule sees every other. Not local, not extensive, only for structures
-  without periodic axes. Edges are not read.
+- `global`: every atom of a molecule sees every other, by rotary phases as published and by its
+  distance, which is ours. Not local, not extensive, only for structures without periodic axes.
+  Edges are not read.
 - `neighbours`: an atom sees itself, its neighbours within the cutoff through relative vectors, and
   a null key. All that comes along an edge carries a smooth envelope, so the energy is C2 where a
   neighbour enters, be it the first one; no quantity of the whole graph enters, so it is extensive
@@ -73,6 +74,7 @@ class TransIP(nn.Module):
         ffn_multiple: int = 4,
         num_basis: int = 8,
         rope_sigma: float = 0.5,
+        distances: bool = True,
         forces: str = "gradient",
     ) -> None:
         """Build it.
@@ -91,8 +93,11 @@ class TransIP(nn.Module):
             num_layers: blocks.
             num_heads: attention heads; D / num_heads must be even.
             ffn_multiple: hidden width of the feed-forward network over D.
-            num_basis: radial basis functions (neighbours only).
+            num_basis: radial basis functions of distances.
             rope_sigma: standard deviation of the initial frequencies' components, 1/Å.
+            distances: whether global attention sees distances beside rotary phases, as attention
+                to neighbours always does. The published model does not, and learns little in a
+                short training.
             forces: "gradient" of the energy, or "direct": a head of their own, faster and not
                 conservative.
 
@@ -132,12 +137,15 @@ class TransIP(nn.Module):
             self.basis = BesselBasis(self.cutoff, num_basis)
         else:
             self.embed_position = nn.Linear(3, dim, bias=False)
+        self.num_pair_basis = num_basis if distances else 0  # of global attention
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
-            attend: nn.Module = GlobalAttention(dim, num_heads)
-            if self.is_local:
-                attend = NeighbourAttention(dim, num_heads, 4 * num_basis, avg_num_neighbors)
-            self.layers.append(Block(attend, dim, ffn_multiple))
+            attention_layer = (
+                NeighbourAttention(dim, num_heads, 4 * num_basis, avg_num_neighbors)
+                if self.is_local
+                else GlobalAttention(dim, num_heads, self.num_pair_basis)
+            )
+            self.layers.append(Block(attention_layer, dim, ffn_multiple))
         self.norm = nn.RMSNorm(dim, eps=EPS)
         self.readout = per_head(
             lambda: nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, 1, bias=False)),
@@ -220,7 +228,7 @@ class TransIP(nn.Module):
         if geometry.positions is None or bool(geometry.pbc.any()):
             count = int(geometry.pbc.any(1).sum())
             raise DataError(NOT_PERIODIC.format(f"this batch has {count} periodic structure(s)"))
-        return Molecules.build(geometry, geometry.positions, self.frequencies)
+        return Molecules.build(geometry, geometry.positions, self.frequencies, self.num_pair_basis)
 
 
 class Block(nn.Module):

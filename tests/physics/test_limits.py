@@ -101,7 +101,8 @@ def test_nothing_leaks_between_graphs(potential, small_atoms, molecule_atoms):
     graph.positions.requires_grad_(True)
     energy = potential(graph, derivatives=False).energy
     (gradient,) = torch.autograd.grad(energy[0], graph.positions)
-    assert gradient[: len(small_atoms)].abs().max() > 1e-2
+    # Of direct forces, which are scaled to order one, this is no derivative: it may be small.
+    assert gradient[: len(small_atoms)].abs().max() > (1e-2 if potential.conservative else 1e-4)
     assert not gradient[len(small_atoms) :].any()
 
 

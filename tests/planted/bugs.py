@@ -564,7 +564,21 @@ ATTENDING = (
         ATTENTION,
         "self.out(_turn(torch.cat(out), cos, -sin).flatten(1))",
         "self.out(torch.cat(out).flatten(1))",
-        (f"{TRANSIP}::test_packed_attention_is_dense_attention[whole]",),
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[whole-phases]",),
+    ),
+    Bug(
+        "channels that a phase turns are filtered each for itself",
+        ATTENTION,
+        "filters.repeat(1, 1, 2)",
+        "filters.repeat_interleave(2, 2)",
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[whole-distances]",),
+    ),
+    Bug(
+        "an atom sees its distance from itself",
+        ATTENTION,
+        "u[:, None]) * ~own[:, None]",
+        "u[:, None])",
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[whole-distances]",),
     ),
     Bug(
         "keys are turned against queries",
@@ -579,7 +593,7 @@ ATTENDING = (
         "groups = [(count, size) for count, size in pairs if size]",
         "groups = [(1, count * size) for count, size in pairs if size]",
         (
-            f"{TRANSIP}::test_packed_attention_is_dense_attention[whole]",
+            f"{TRANSIP}::test_packed_attention_is_dense_attention[whole-phases]",
             f"{SYMMETRY}::test_batch_equals_single[transip-global]",
         ),
     ),
@@ -593,8 +607,8 @@ ATTENDING = (
     Bug(
         "weights beyond the limit are kept for the backward pass",
         ATTENTION,
-        "_attention if weights <= room else _attention_in_pieces",
-        "_attention",
+        "if room >= 0 and (distances is not None or not shared):",
+        "if distances is not None or not shared:",
         (f"{TRANSIP}::test_training_keeps_no_more_weights_than_it_may",),
     ),
     Bug(
@@ -610,10 +624,10 @@ ATTENDING = (
     Bug(
         "pieces of one molecule see only the keys of their piece",
         ATTENTION,
-        "[recomputed(_attention, part, *some[1:]) for part in queries]",
-        "[recomputed(_attention, part, *(x[:, :, : part.shape[2]] for x in some[1:])) "
-        "for part in queries]",
-        (f"{TRANSIP}::test_packed_attention_is_dense_attention[rows]",),
+        "recomputed(_attention_at, part, key, value, x, at, *shared)",
+        "recomputed(_attention_at, part, *(y[:, :, : x.shape[1]] for y in (key, value)), x, x, "
+        "*shared)",
+        (f"{TRANSIP}::test_packed_attention_is_dense_attention[rows-phases]",),
     ),
     Bug(
         "exponentials are not shifted",
