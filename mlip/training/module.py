@@ -115,7 +115,10 @@ class PotentialModule(L.LightningModule):
     def training_step(self, batch: AtomGraph, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         # no generator state to restore; processes draw different numbers for different structures
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step + (self.global_rank << 40))
+        seed = self.seed * 1_000_003 + self.global_step + (self.global_rank << 40)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks up the stack: 4 ms
+        if batch.positions.is_cuda:
+            torch.cuda.manual_seed(seed)
         self.last_batch = batch
         progress = self.limits.progress(self.global_step, self.steps_per_epoch)
         lesson = self.objective(self.potential, batch, self.shared_loss, progress)

@@ -3,10 +3,6 @@
 `muon`, the default, orthogonalises the updates of weight matrices, so that all directions of a
 layer learn at one speed; everything else (embeddings, readout, scales and biases) is left to AdamW.
 The runs that chose it are in data/results/recipe.json.
-
-Sources: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024),
-kellerjordan.github.io/posts/muon; learning rates as in Liu et al., "Muon is scalable for LLM
-training", arXiv:2502.16982.
 """
 
 from __future__ import annotations
@@ -16,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from mlip.errors import ConfigError
+from mlip.training.muon import Muon
 
 
 def make_optimizer(module: nn.Module, options: Mapping[str, Any]) -> Optimizer:
@@ -44,7 +41,7 @@ def make_optimizer(module: nn.Module, options: Mapping[str, Any]) -> Optimizer:
     )
     if not matrices:
         return adamw
-    return Paired(Muon(matrices, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw)
+    return Paired(Muon(matrices, lr, decay), adamw)
 
 
 class Paired(Optimizer):
