@@ -141,44 +141,67 @@ def randomly_turned(batches: Iterable[AtomGraph], seed: int = 0) -> Iterator[Ato
 
 
 def symmetry_errors(
-    potential: Potential, graph: AtomGraph, rotations: int = 8
+    potential: Potential, graphs: Iterable[AtomGraph], rotations: int = 8
 ) -> dict[str, dict[str, float]]:
     """Measure how much predictions change when structures are rotated or inverted.
 
     Args:
-        potential: frozen, on the device of `graph`.
-        graph: some structures, a batch of the validation set for example.
+        potential: frozen, on the device of `graphs`.
+        graphs: batches of some structures, of the validation set for example.
         rotations: fixed random rotations per structure.
 
     Returns:
-        For `rotation` and `inversion` the mean absolute values and root mean squares
-        `energy_per_atom_mae`, `energy_per_atom_rmse` (eV/atom), `forces_mae`, `forces_rmse` (eV/Å,
-        over components) of the difference to the prediction that was turned, and the latter
-        relative to the root mean square of the forces, `forces_relative`.
+        For `rotation` and `inversion` how many `structures` were changed by how many `operations`,
+        and the mean absolute values and root mean squares `energy_per_atom_mae`,
+        `energy_per_atom_rmse` (eV/atom), `forces_mae`, `forces_rmse` (eV/Å, over components) of the
+        difference to the prediction that was turned, and the latter relative to the root mean
+        square of the forces, `forces_relative`.
     """
-    with torch.no_grad():
-        reference = potential(graph)
+    generator = torch.Generator().manual_seed(0)
+    found = {"rotation": _Changes(), "inversion": _Changes()}
+    for graph in graphs:
+        b = graph.num_graphs
+        inversion = -torch.eye(3, dtype=torch.float64).expand(b, 3, 3)
+        turns = [random_rotations(b, generator) for _ in range(rotations)]
+        with torch.no_grad():
+            reference = potential(graph)
+        for changes, operations in zip(found.values(), (turns, [inversion]), strict=True):
+            changes.add(potential, graph, reference, operations)
+    return {name: changes.errors() for name, changes in found.items()}
 
-    def differences(operations: list[Tensor]) -> dict[str, float]:
-        energy, forces = [], []
-        for q in operations:
+
+class _Changes:
+    """Sums over structures and operations of how much a prediction changes."""
+
+    def __init__(self) -> None:
+        self.structures = self.operations = 0
+        self.sums = {"energy_per_atom": [0.0, 0.0, 0], "forces": [0.0, 0.0, 0]}  # |x|, x², count
+        self.size = 0.0  # Σ of squared reference forces, once per operation
+
+    def add(
+        self, potential: Potential, graph: AtomGraph, reference: Prediction, turns: list[Tensor]
+    ) -> None:
+        self.structures += graph.num_graphs
+        self.operations = len(turns)
+        self.size += len(turns) * float(reference.forces.double().square().sum())
+        for q in turns:
             turned = rotated(replace(graph, forces=reference.forces), q)
             with torch.no_grad():
                 prediction = potential(turned)
-            energy.append((prediction.energy - reference.energy) / graph.num_atoms)
-            forces.append(prediction.forces - turned.forces)
-        size = float(reference.forces.square().mean().sqrt())
-        out: dict[str, float] = {}
-        for name, parts in (("energy_per_atom", energy), ("forces", forces)):
-            error = torch.cat(parts)
-            out[f"{name}_mae"] = float(error.abs().mean())
-            out[f"{name}_rmse"] = float(error.square().mean().sqrt())
-        return out | {"forces_relative": out["forces_rmse"] / size if size else 0.0}
+            changes = {
+                "energy_per_atom": (prediction.energy - reference.energy) / graph.num_atoms,
+                "forces": prediction.forces - turned.forces,
+            }
+            for name, change in changes.items():
+                sums = self.sums[name]
+                sums[0] += float(change.abs().double().sum())
+                sums[1] += float(change.double().square().sum())
+                sums[2] += change.numel()
 
-    generator = torch.Generator().manual_seed(0)
-    b = graph.num_graphs
-    inversion = -torch.eye(3, dtype=torch.float64).expand(b, 3, 3)
-    return {
-        "rotation": differences([random_rotations(b, generator) for _ in range(rotations)]),
-        "inversion": differences([inversion]),
-    }
+    def errors(self) -> dict[str, float]:
+        out: dict[str, float] = {"structures": self.structures, "operations": self.operations}
+        for name, (absolute, squared, count) in self.sums.items():
+            out[f"{name}_mae"] = absolute / max(count, 1)
+            out[f"{name}_rmse"] = (squared / max(count, 1)) ** 0.5
+        relative = (self.sums["forces"][1] / self.size) ** 0.5 if self.size else 0.0
+        return out | {"forces_relative": relative}

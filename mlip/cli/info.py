@@ -74,6 +74,9 @@ def _reference_energies(document: dict[str, Any]) -> dict[str, str]:
 
 def _measured(document: dict[str, Any]) -> str:
     rotation = document.get("symmetry_errors", {}).get("rotation", {})
-    if "forces_rmse" not in rotation:
+    if "operations" not in rotation:
         return ""
-    return f" (rotated structures: forces differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"
+    return (
+        f" ({rotation['structures']} structures turned {rotation['operations']} times: forces "
+        f"differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"
+    )

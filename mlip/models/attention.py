@@ -44,7 +44,6 @@ class Molecules:
     inverse: Tensor  # (N,) given to sorted
     groups: list[Tensor]  # (G, n, 3) Å, from the centroid, of the G molecules of n atoms
     distances: list[Tensor | None]  # (G, K, n, n) by `expand_pairs`; None: unwanted or too large
-    centred: Tensor  # (N, 3) Å, in the given order
     cos: Tensor  # (N, H, F) of the phases ω·x, sorted
     sin: Tensor
 
@@ -52,11 +51,11 @@ class Molecules:
     def build(
         cls, geometry: Geometry, positions: Tensor, frequencies: Tensor, num_basis: int
     ) -> Molecules:
-        """Centre `positions` (N, 3), Å, and sort atoms by the size of their molecule.
+        """Sort atoms by the size of their molecule, centred: only relative positions matter.
 
         Args:
             geometry: the batch; atoms of a molecule are side by side.
-            positions: float64.
+            positions: (N, 3) Å, float64.
             frequencies: ω (H, F, 3), 1/Å.
             num_basis: functions K that distances are expanded in; 0: distances are not looked at.
         """
@@ -65,13 +64,12 @@ class Molecules:
             positions
             - mean_of_graphs(positions, geometry.batch, geometry.num_graphs)[geometry.batch]
         )
-        centred = centred.to(frequencies.dtype)
         sizes = torch.bincount(geometry.batch, minlength=geometry.num_graphs)
         order = torch.argsort(sizes[geometry.batch], stable=True)
         values, counts = torch.unique(sizes, return_counts=True)
         pairs = zip(counts.tolist(), values.tolist(), strict=True)
         groups = [(count, size) for count, size in pairs if size]
-        moved = centred[order]
+        moved = centred.to(frequencies.dtype)[order]
         split = moved.split([count * size for count, size in groups])
         of_groups = [x.unflatten(0, shape) for x, shape in zip(split, groups, strict=True)]
         distances, room = [], MAX_WEIGHTS
@@ -85,7 +83,6 @@ class Molecules:
             inverse=torch.argsort(order),
             groups=of_groups,
             distances=distances,
-            centred=centred,
             cos=torch.cos(phases),
             sin=torch.sin(phases),
         )

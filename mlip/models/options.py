@@ -9,7 +9,7 @@ from mlip.errors import ConfigError
 MAX_DEGREE = 4  # of features; harmonics and couplings are tested up to it
 
 
-def check_word(option: str, value: object, words: Iterable[str]) -> None:
+def check_word(option: str, value: object, words: Iterable[object]) -> None:
     """Require one of some words.
 
     Raises:
@@ -17,7 +17,8 @@ def check_word(option: str, value: object, words: Iterable[str]) -> None:
     """
     known = tuple(words)
     if value not in known:
-        raise ConfigError(f"model.{option}={value!r} must be one of {', '.join(known)}")
+        shown = ", ".join(str(word).lower() for word in known)  # as YAML writes true and false
+        raise ConfigError(f"model.{option}={value!r} must be one of {shown}")
 
 
 def check_at_least(minimum: int, **options: int | Sequence[int]) -> None:

@@ -43,7 +43,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "facet": Architecture("mlip.models.facet", "Facet", 2),
     "lennard_jones": Architecture("mlip.models.pair", "LennardJones", 1),
     "nequip": Architecture("mlip.models.nequip", "NequIP", 1),
-    "transip": Architecture("mlip.models.transip", "TransIP", 1),
+    "transip": Architecture("mlip.models.transip", "TransIP", 2),
 }
 PRIORS: dict[str, Architecture] = {"zbl": Architecture("mlip.models.pair", "ZBL", 1)}
 

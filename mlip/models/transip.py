@@ -10,8 +10,9 @@ in detail: ours are choices, and so are the neighbour mode and everything said t
 Two ways to attend, with the same rotary algebra:
 
 - `global`: every atom of a molecule sees every other, by rotary phases as published and by its
-  distance, which is ours. Not local, not extensive, only for structures without periodic axes.
-  Edges are not read.
+  distance, which is ours. No token knows where it is, only where others are from it: a fragment far
+  from the rest is seen as well as one in the middle. Not local, not extensive, only for structures
+  without periodic axes. Edges are not read.
 - `neighbours`: an atom sees itself, its neighbours within the cutoff through relative vectors, and
   a null key. All that comes along an edge carries a smooth envelope, so the energy is C2 where a
   neighbour enters, be it the first one; no quantity of the whole graph enters, so it is extensive
@@ -107,6 +108,7 @@ class TransIP(nn.Module):
         super().__init__()
         check_word("attention", attention, ATTENTIONS)
         check_word("forces", forces, FORCES)
+        check_word("distances", distances, (True, False))
         check_at_least(
             1,
             dim=dim,
@@ -135,8 +137,6 @@ class TransIP(nn.Module):
         )
         if self.is_local:
             self.basis = BesselBasis(self.cutoff, num_basis)
-        else:
-            self.embed_position = nn.Linear(3, dim, bias=False)
         self.num_pair_basis = num_basis if distances else 0  # of global attention
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
@@ -187,7 +187,6 @@ class TransIP(nn.Module):
         context = self._context(geometry)
         h = self.embed(geometry)
         if isinstance(context, Molecules):
-            h = h + self.embed_position(context.centred)
             h = h[context.order]
         for layer in self.layers:
             h = layer(h, context)

@@ -141,6 +141,7 @@ def comparison_text(comparison: Comparison) -> str:
             f"rotation error, {q.words} ({q.ascii_unit})",
             lambda r, n=name: _number(r["rotation_error"].get(n), "{:.2g}", MILLI),
         )
+    row("rotation error of (structures x turns)", _turned)
     row("NVE ratio (4 = conserves)", lambda r: _number(r.get("nve", {}).get("ratio"), "{:.2f}"))
     row(
         f"NVE energy std ({QUANTITIES['energy_per_atom'].ascii_unit})",
@@ -307,6 +308,11 @@ def _error(run: dict[str, Any], name: str) -> str | None:
         return None
     count = run["counts"].get(quantity_of(name).name)
     return f"{MILLI * value:.2f}" + (f" ({count:,})" if count is not None else "")
+
+
+def _turned(run: dict[str, Any]) -> str | None:
+    error = run["rotation_error"]
+    return f"{error['structures']} x {error['operations']}" if "operations" in error else None
 
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str | None:

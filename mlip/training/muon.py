@@ -2,7 +2,7 @@
 
 `torch.optim.Muon` takes one matrix at a time, in bfloat16. A potential has dozens, most of them
 small: here those of one shape, or one side, are multiplied together in the precision they are
-trained in, and wide ones as their squares. `scripts/benchmark.py --measure optimizer` times both.
+trained in, and wide ones as their squares. `scripts/benchmark_optimizer.py` times both.
 
 Sources: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024),
 kellerjordan.github.io/posts/muon; learning rates as in Liu et al., "Muon is scalable for LLM
@@ -18,8 +18,11 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+
+from mlip.training.products import float32_products
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic, five times
 STEPS = 5
@@ -70,14 +73,20 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return U Vᵀ, roughly, of every matrix U S Vᵀ.
 
     Five steps of Newton and Schulz with coefficients that raise small singular values fast and
-    leave all that are not tiny between about 0.7 and 1.2.
+    leave all that are not tiny between about 0.7 and 1.2. Whatever precision training multiplies
+    in, this does in float32: rounding of x xᵀ to fewer digits than that grows.
     """
+    with float32_products("highest"):
+        return _orthogonalised(matrices)
+
+
+def _orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     wide = [x.T if x.shape[0] > x.shape[1] else x for x in matrices]
     wide = [x / torch.linalg.matrix_norm(x).clamp(min=EPS) for x in wide]
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for k, x in enumerate(wide):
         rows, columns = x.shape
-        if rows > LARGE and x.dtype == torch.float32 and _bfloat16_is_fast(x.device.type):
+        if rows > LARGE and x.dtype == torch.float32 and _bfloat16_is_fast(x.device):
             wide[k] = _by_matrices(x.bfloat16()).to(x.dtype)
         else:
             alike[rows, columns if columns < 2 * rows else 0].append(k)
@@ -120,10 +129,18 @@ def _polynomial(g: Tensor) -> Tensor:
     return out
 
 
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether there are units for products of bfloat16 matrices; other CPUs only imitate them.
+
+    Processes that train together may be on unlike CPUs and have to take the same steps.
+    """
+    if device.type == "cpu":
+        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return _has_matrix_units() and not together
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @cache
-def _bfloat16_is_fast(device: str) -> bool:
-    """Whether there are units for products of bfloat16 matrices; other CPUs only imitate them."""
-    if device == "cpu":
-        known = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(known.get("amx_bf16"))
-    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+def _has_matrix_units() -> bool:
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_bf16"))

@@ -7,8 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +47,7 @@ from mlip.training.processes import (
     rank_of,
     tell_folder,
 )
+from mlip.training.products import float32_products
 from mlip.training.run_folder import (
     choose_folder,
     claim_folder,
@@ -59,6 +59,7 @@ from mlip.training.run_folder import (
 
 log = logging.getLogger("mlip")
 LABELS = ("energy", "forces", "stress")
+ENOUGH_STRUCTURES, ENOUGH_ATOMS = 64, 10_000  # to know errors of symmetry by
 
 
 @dataclass
@@ -196,7 +197,7 @@ def _train(
                     f"{trainer.global_rank} of {trainer.world_size}; start them by torchrun or srun"
                 )
             try:
-                with one_ends_all(trainer), _products_in(options["matmul_precision"]):
+                with one_ends_all(trainer), float32_products(options["matmul_precision"]):
                     trainer.fit(module, loader, val, ckpt_path=checkpoint)  # type: ignore[arg-type]
             except Interrupted:
                 if rank == 0:
@@ -204,17 +205,6 @@ def _train(
     potential.compiled = None  # what follows is short, and not worth compiling for use
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
     return potential, loss, seen, time.monotonic() - began
-
-
-@contextmanager
-def _products_in(precision: str) -> Iterator[None]:
-    """Multiply float32 matrices in a precision, and as before afterwards: it is the process's."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _trainer(config: Config, out_dir: Path, callbacks: list[Callback]) -> L.Trainer:
@@ -272,6 +262,7 @@ def _finish(
     add_metadata(path, {"metrics": metrics, "metric_counts": counts})
     symmetry = _measure_symmetry(data, potential)
     add_metadata(path, {"symmetry_errors": symmetry})
+    turned = symmetry["rotation"]
     report = write_report(
         out_dir,
         title=f"{config['name'] or config['model']['name']}: training report",
@@ -280,8 +271,10 @@ def _finish(
             "potential": path,
             "wall time": f"{seconds:.0f} s",
             "parameters": f"{sum(p.numel() for p in potential.parameters()):,}",
-            "change under rotation": f"{1e3 * symmetry['rotation']['forces_rmse']:.2g} meV/Å of "
-            f"forces, {1e3 * symmetry['rotation']['energy_per_atom_rmse']:.2g} meV/atom",
+            f"change of {turned['structures']} structures under {turned['operations']} rotations": (
+                f"{1e3 * turned['forces_rmse']:.2g} meV/Å of forces, "
+                f"{1e3 * turned['energy_per_atom_rmse']:.2g} meV/atom"
+            ),
             "again": f"`mlip train {out_dir / 'config.yaml'} out_dir=NEW`",
         },
         evaluations=evaluations,
@@ -294,7 +287,17 @@ def _measure_symmetry(data: PreparedData, potential: Potential) -> dict[str, dic
     loader = data.loader("val") or data.loader("train")
     if loader is None:
         raise TrainingError("there is no structure to measure symmetry on")
-    return symmetry_errors(potential, next(iter(loader)).to(potential.device))
+    return symmetry_errors(potential, _some(loader, potential.device))
+
+
+def _some(loader: Iterable[AtomGraph], device: torch.device) -> Iterator[AtomGraph]:
+    """Yield whole batches until there are enough structures to know an error by."""
+    structures = atoms = 0
+    for graph in loader:
+        yield graph.to(device)
+        structures, atoms = structures + graph.num_graphs, atoms + len(graph.atomic_numbers)
+        if structures >= ENOUGH_STRUCTURES or atoms >= ENOUGH_ATOMS:
+            break
 
 
 def _prepare(config: Config, weights: Mapping[str, float]) -> PreparedData:

@@ -80,7 +80,7 @@ def test_a_calculator_finds_its_neighbours_there(name):
         graph = AtomGraph.from_atoms(CRYSTAL, potential.cutoff)
         graph.energy[:], graph.forces[:] = 0.0, 0.1
         errors = evaluate_batches(potential, [graph], collect=True)
-        turned = symmetry_errors(potential, graph.to(device))["rotation"]
+        turned = symmetry_errors(potential, [graph.to(device)])["rotation"]
         numbers += [errors.metrics["forces_mae"], turned["forces_rmse"], errors.pairs["forces"][1]]
         return [torch.as_tensor(x) for x in numbers]
 

@@ -70,7 +70,9 @@ def test_train_then_use(mlip, tmp_path):
     best = min(rows, key=lambda row: float(row["val/score"]))  # the file holds the best weights
     assert document["metrics"]["val/loss"] == pytest.approx(float(best["val/loss"]), rel=1e-5)
     for operation in ("rotation", "inversion"):  # float32: 7 digits of forces of 1 eV/Å
-        assert 0 < document["symmetry_errors"][operation]["forces_rmse"] < 1e-5
+        errors = document["symmetry_errors"][operation]
+        assert 0 < errors["forces_rmse"] < 1e-5
+        assert errors["structures"] == card["parts"]["val"]["structures"]
     mlip("evaluate", potential, DATA, "--output", tmp_path / "e.json", check=0)
     table = json.loads((tmp_path / "e.json").read_text())
     assert table["counts"]["structures"] == 240

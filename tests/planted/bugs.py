@@ -1232,6 +1232,46 @@ DIVIDING = (
     ),
 )
 
+STEPPING = (
+    Bug(
+        "the optimiser multiplies in whatever precision training does",
+        "mlip/training/muon.py",
+        'with float32_products("highest"):',
+        "if True:",
+        (
+            "tests/unit/training/test_run.py::test_matrix_products_are_as_asked_for_while_training_only",
+        ),
+    ),
+    Bug(
+        "tall matrices are orthogonalised as if they were wide",
+        "mlip/training/muon.py",
+        "wide = [x.T if x.shape[0] > x.shape[1] else x for x in matrices]",
+        "wide = list(matrices)",
+        ("tests/unit/training/test_muon.py::test_only_singular_values_change",),
+    ),
+    Bug(
+        "squares are taken once too often",
+        "mlip/training/muon.py",
+        "for _ in range(STEPS - 1):",
+        "for _ in range(STEPS):",
+        ("tests/unit/training/test_muon.py::test_only_singular_values_change",),
+    ),
+    Bug(
+        "steps are not as large as those of AdamW",
+        "mlip/training/muon.py",
+        "alpha=-lr * RMS * math.sqrt(max(matrix.shape))",
+        "alpha=-lr",
+        ("tests/unit/training/test_muon.py::test_steps_are_those_of_pytorch",),
+    ),
+    Bug(
+        "errors of symmetry are those of the last batch",
+        "mlip/symmetry.py",
+        "changes.add(potential, graph, reference, operations)",
+        "changes.__init__(); changes.add(potential, graph, reference, operations)",
+        ("tests/unit/test_symmetry.py::test_errors_are_those_of_all_batches_together",),
+    ),
+)
+
 PLACES = (
     Bug(
         "a constant of a model stays on the CPU",
@@ -1271,5 +1311,6 @@ BUGS = (
     *KERNELS,
     *IN_PLACE,
     *DIVIDING,
+    *STEPPING,
     *PLACES,
 )

@@ -117,3 +117,17 @@ def test_a_device_that_would_be_ignored_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(SCRIPT))["main"]()
     assert "relaxations runs on the CPU" in capsys.readouterr().err
+
+
+def test_both_optimisers_take_steps(monkeypatch, tmp_path):
+    script, out = SCRIPT.with_name("benchmark_optimizer.py"), tmp_path / "out.json"
+    options = ["--models", "facet-xs", "--repeats", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.syspath_prepend(str(script.parent))
+    runpy.run_path(str(script))["main"]()
+    document = json.loads(out.read_text())
+    assert document["about"]["command"].startswith("python scripts/benchmark_optimizer.py --models")
+    (row,) = document["rows"]
+    assert row["matrices"] > 10
+    assert min(row["gradients_ms"], row["pytorch_ms"], row["ours_ms"]) > 0
+    assert row["faster"] == pytest.approx(row["pytorch_ms"] / row["ours_ms"], abs=0.1)

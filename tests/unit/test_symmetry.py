@@ -20,9 +20,13 @@ from mlip.symmetry import (
 )
 
 
-def batch(potential) -> AtomGraph:
+def graphs(potential) -> list[AtomGraph]:
     structures = [STRUCTURES[name]() for name in ("molecule", "bulk", "slab")]
-    return collate([AtomGraph.from_atoms(a, potential.cutoff) for a in structures])
+    return [AtomGraph.from_atoms(a, potential.cutoff) for a in structures]
+
+
+def batch(potential) -> AtomGraph:
+    return collate(graphs(potential))
 
 
 def test_rotations_are_proper_and_cover_the_sphere():
@@ -46,10 +50,10 @@ def test_distances_survive_a_rotation():
 
 def test_an_exact_model_has_no_error_and_an_aliasing_one_has():
     exact, aliasing = build("facet").freeze(), build("facet-silu-L3").freeze()
-    for part in symmetry_errors(exact, batch(exact)).values():
+    for part in symmetry_errors(exact, [batch(exact)]).values():
         assert part["forces_rmse"] < 1e-9
         assert part["energy_per_atom_rmse"] < 1e-9
-    measured = symmetry_errors(aliasing, batch(aliasing))
+    measured = symmetry_errors(aliasing, [batch(aliasing)])
     assert measured["rotation"]["forces_rmse"] > 1e-6, "a grid with SiLU aliases"
     assert measured["inversion"]["forces_rmse"] < 1e-9, "its grid is its own antipode"
 
@@ -64,8 +68,22 @@ def test_a_tilted_model_is_caught():
         out.forces = out.forces + 0.01 * torch.tensor([0.0, 0.0, 1.0]).double()
         return out
 
-    error = symmetry_errors(tilted, graph)["inversion"]["forces_rmse"]  # type: ignore[arg-type]
+    error = symmetry_errors(tilted, [graph])["inversion"]["forces_rmse"]  # type: ignore[arg-type]
     assert error == pytest.approx(0.02 / 3**0.5)
+
+
+def test_errors_are_those_of_all_batches_together():
+    """One structure after another, or all at once: the means are of the same differences."""
+    potential = build("transip").freeze()
+    whole = batch(potential)
+    apart = graphs(potential)
+    inversion = symmetry_errors(potential, [whole])["inversion"]
+    assert inversion["structures"] == len(apart) == 3
+    assert inversion["operations"] == 1
+    assert symmetry_errors(potential, apart)["inversion"] == pytest.approx(inversion, rel=1e-9)
+    rotation = symmetry_errors(potential, apart, rotations=3)["rotation"]
+    assert (rotation["structures"], rotation["operations"]) == (3, 3)
+    assert rotation["forces_rmse"] > 1e-3
 
 
 # -- averages over finite groups -----------------------------------------------------------------

@@ -201,6 +201,17 @@ def test_global_attention_sees_what_is_far_and_neighbours_do_not():
         assert potential.extensive is not sees
 
 
+@pytest.mark.parametrize("name", ["transip-global", "transip-phases"])
+def test_a_fragment_keeps_its_forces_far_from_the_others(name):
+    """Tokens do not know where they are: nothing in them grows with the size of a system."""
+    potential, forces = build(name), {}
+    for separation in (10.0, 1000.0):
+        one, other = molecule("CH3CH2OH"), molecule("CH3CHO")
+        other.positions += [separation, 0, 0]
+        forces[separation] = predict(potential, one + other).forces[: len(one)].square().mean()
+    assert forces[1000.0] > 0.1 * forces[10.0]
+
+
 @pytest.mark.parametrize("name", ["transip-global", "transip-global-charge"])
 def test_global_attention_refuses_periodic_structures(name, bulk_atoms, molecule_atoms):
     potential = build(name)
@@ -337,7 +348,13 @@ def test_presets_have_twelve_layers_dim_squared_parameters(preset, millions):
 
 @pytest.mark.parametrize(
     "options",
-    [{"attention": "locale"}, {"forces": "both"}, {"dim": 30, "num_heads": 4}, {"num_layers": 0}],
+    [
+        {"attention": "locale"},
+        {"forces": "both"},
+        {"distances": "some"},
+        {"dim": 30, "num_heads": 4},
+        {"num_layers": 0},
+    ],
 )
 def test_options_out_of_range_are_named(options):
     spec = PotentialSpec("transip", {"cutoff": 4.0, **options}, SPECIES, (E0,), 10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mlip.training import muon
 from mlip.training.muon import COEFFICIENTS, STEPS, Muon, orthogonalised
+from mlip.training.products import float32_products
 
 SHAPES = [(8, 8), (8, 8), (12, 8), (8, 40), (40, 8), (8, 17), (1, 5), (30, 31), (3, 2), (264, 270)]
 
@@ -52,6 +54,26 @@ def test_single_precision_is_near_and_half_is_for_large_matrices_only(monkeypatc
         error = (found - from_singular_values(x.double())).abs().max()
         halved = fast and min(x.shape) > muon.LARGE
         assert (1e-5 < error < 2e-2) if halved else error < 1e-5
+
+
+def spread(shape: tuple[int, int], rank: int, smallest: float) -> Tensor:
+    """A matrix of few directions, whose sizes go down evenly: what one batch has to teach."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in shape)
+    sizes = torch.logspace(0, math.log10(smallest), rank, dtype=torch.float64)
+    return torch.linalg.qr(a)[0] * sizes @ torch.linalg.qr(b)[0].T
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+@pytest.mark.parametrize("shape", [(64, 256), (128, 512), (96, 96)])
+def test_directions_without_a_gradient_are_not_blown_up(shape, precision):
+    """Also where training multiplies in fewer digits: rounding of x xᵀ to those would grow."""
+    for x in (spread(shape, 8, 1e-1), spread(shape, min(shape), 1e-6)):
+        with float32_products(precision):
+            (found,) = orthogonalised([x.float()])
+            assert torch.get_float32_matmul_precision() == precision
+        assert torch.linalg.svdvals(found).max() < 1.25
+        torch.testing.assert_close(found.double(), from_singular_values(x), rtol=0, atol=2e-3)
 
 
 def test_a_gradient_of_zero_moves_nothing():
