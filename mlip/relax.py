@@ -66,6 +66,7 @@ class Relaxer:
         device: str = "auto",
         dtype: str | None = "float64",
         allow_nonconservative: bool = False,
+        keep_trajectory: bool = True,
     ) -> None:
         """Load the potential.
 
@@ -80,6 +81,8 @@ class Relaxer:
             device: "auto", "cpu", "cuda", ...
             dtype: float64 by default: tight relaxations stall in float32.
             allow_nonconservative: relax with forces that are not a gradient.
+            keep_trajectory: whether results have every step, 4 kB of memory for one of 8 atoms;
+                without, `trajectory` is empty.
 
         Raises:
             ConfigError: an unknown optimiser, or a potential whose forces are not a gradient.
@@ -99,6 +102,7 @@ class Relaxer:
             )
         self.fmax, self.steps, self.optimizer = fmax, steps, OPTIMIZERS[optimizer]
         self.relax_cell, self.pressure_gpa = relax_cell, pressure_gpa
+        self.keep_trajectory = keep_trajectory
 
     def relax(self, structure: Any, trajectory: Path | str | None = None) -> RelaxResult:
         """Relax an `ase.Atoms`, or a pymatgen structure or molecule; the input is not changed.
@@ -151,7 +155,8 @@ class Relaxer:
                     "forces are not finite: two atoms are too close, or the structure is far from "
                     "anything the potential was trained on"
                 )
-            frames.append(_snapshot(atoms))
+            if self.keep_trajectory:
+                frames.append(_snapshot(atoms))
 
         path = None if trajectory is None else str(trajectory)
         with self.optimizer(target, logfile=None, trajectory=path) as optimizer:

@@ -15,6 +15,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+import torch
+
 from mlip.calculator import MLIPCalculator
 from mlip.errors import DataError
 from mlip.graph import Arrays
@@ -96,7 +98,9 @@ def _answer(calculator: MLIPCalculator, waiting: Sequence[Request]) -> None:
     try:
         found = calculator.evaluate([structure for structure, _ in waiting])
     except Exception as error:  # theirs to raise, each in its thread
-        if isinstance(error, DataError) and len(waiting) > 1:  # the fault of one among them
+        # the fault of one among them, or too much at a time
+        apart = isinstance(error, (DataError, torch.OutOfMemoryError))
+        if apart and len(waiting) > 1:
             for request in waiting:
                 _answer(calculator, [request])
             return

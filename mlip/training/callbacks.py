@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L  # noqa: N812
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 from mlip.data.batching import GraphLoader
 from mlip.quantities import MILLI, QUANTITIES
@@ -29,25 +30,40 @@ class WarmEMA(WeightAveraging):
     """Exponential moving average of weights with decay min(decay, (1 + n)/(10 + n))."""
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: Any, current: Any, _: Any) -> None:
-            model: Any = self._average_model
-            n = float(model.n_averaged)  # not the copy beside the weights, which are elsewhere
-            share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
-            for old, new in zip(averaged, current, strict=True):
-                if old.is_floating_point():
-                    old.lerp_(new.to(old.dtype), share)
-                else:
-                    old.copy_(new)
-
-        super().__init__(use_buffers=False, multi_avg_fn=average)
+        super().__init__(use_buffers=False)
         self.decay = decay
         self._swapped = False  # the module holds the average, as it does during validation
+        self._tensors: list[list[Tensor]] = []  # parameters averaged, trained; buffers of both
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin with the weights; the number of steps is asked for after each, so it stays here."""
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any
+    ) -> None:
+        """Average after a step, without waiting for an accelerator.
+
+        `AveragedModel.update_parameters` goes through the modules and copies its count every time.
+        """
+        model: Any = self._average_model
+        if trainer.global_step <= self._latest_update_step:
+            return
+        if not self._tensors:
+            modules = (model.module, pl_module)
+            self._tensors = [[p.detach() for p in m.parameters()] for m in modules]
+            self._tensors += [list(m.buffers()) for m in modules]
+        n = float(model.n_averaged)
+        share = 1.0 if n == 0 else 1.0 - min(self.decay, (1.0 + n) / (10.0 + n))
+        averaged, trained, old, new = self._tensors
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, trained, share)
+            if old:
+                torch._foreach_copy_(old, new)
+        model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the average."""

@@ -115,7 +115,7 @@ class PotentialModule(L.LightningModule):
     def training_step(self, batch: AtomGraph, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         # no generator state to restore; processes draw different numbers for different structures
-        seed = self.seed * 1_000_003 + self.global_step + (self.global_rank << 40)
+        seed = (self.seed * 1_000_003 + self.global_step + (self.global_rank << 40)) % 2**63
         torch.default_generator.manual_seed(seed)  # torch.manual_seed looks up the stack: 4 ms
         if batch.positions.is_cuda:
             torch.cuda.manual_seed(seed)

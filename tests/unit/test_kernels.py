@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -167,6 +168,23 @@ def test_threads_give_the_same(monkeypatch):
     for a, b, c in zip(one, three, again, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-9)
         assert torch.equal(b, c)
+
+
+def test_batches_of_any_size_share_their_threads(monkeypatch):
+    """Pools are kept: one for each number of parts would be a thread more for every size seen."""
+    layer, real, asked = LAYERS["middle"], neighbor_sum._pool, []
+
+    def pool(process: int, threads: int) -> ThreadPoolExecutor:
+        asked.append(threads)
+        return real(process, threads)
+
+    monkeypatch.setattr(neighbor_sum, "_pool", pool)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(neighbor_sum, "EDGES_PER_THREAD", 100)
+    for edges in (250, 350, 900):
+        first, source, _, tensors = problem(layer, n=40, edges=edges)
+        compiled(layer, first, source, *tensors)
+    assert set(asked) == {3}
 
 
 def test_ranges_cover_all_centres(monkeypatch):

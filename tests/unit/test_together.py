@@ -5,6 +5,7 @@ from __future__ import annotations
 import ase
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk, molecule
 from conftest import build
 
@@ -84,6 +85,30 @@ def test_other_errors_are_raised_and_nothing_waits_for_ever(relaxer, monkeypatch
     monkeypatch.setattr(MLIPCalculator, "evaluate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         relaxer.relax_many(structures(), at_once=3)
+
+
+def test_what_is_too_much_at_a_time_is_predicted_one_by_one(relaxer, monkeypatch):
+    real = MLIPCalculator.evaluate
+
+    def small(self, graphs):
+        if len(graphs) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, graphs)
+
+    alone = [relaxer.relax(atoms) for atoms in structures()]
+    monkeypatch.setattr(MLIPCalculator, "evaluate", small)
+    for one, other in zip(alone, relaxer.relax_many(structures()), strict=True):
+        assert_same(one, other)
+
+
+def test_steps_are_kept_unless_they_are_not_wanted(relaxer):
+    brief = Relaxer(relaxer.calculator, fmax=1e-4, steps=STEPS, keep_trajectory=False)
+    for one, other in zip(
+        relaxer.relax_many(structures()), brief.relax_many(structures()), strict=True
+    ):
+        assert len(one.trajectory) == one.n_steps + 1
+        assert other.trajectory == []
+        assert other.energy == one.energy
 
 
 def test_nothing_and_wrong_numbers(relaxer):

@@ -217,11 +217,13 @@ class Kernel:
             work(ranges[0], scattered)
             return list(scattered)
         copies = [[None if x is None else torch.zeros_like(x) for x in scattered] for _ in ranges]
-        list(_pool(os.getpid(), len(ranges)).map(work, ranges, copies))
-        return [
-            None if parts[0] is None else torch.stack([p for p in parts if p is not None]).sum(0)
-            for parts in zip(*copies, strict=True)
-        ]
+        list(_pool(os.getpid(), torch.get_num_threads()).map(work, ranges, copies))
+        total, *others = copies
+        for own in others:
+            for into, part in zip(total, own, strict=True):
+                if into is not None and part is not None:
+                    into.add_(part)
+        return total
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

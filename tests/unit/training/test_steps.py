@@ -97,6 +97,19 @@ def test_three_in_a_row_end_the_run_and_name_the_frames(fit):
     assert np.isfinite(fit(untrained(torch.float32), apart)).all()
 
 
+@pytest.mark.parametrize("seed", [0, 2**63 + 1, 10**25])
+def test_any_seed_will_do(module_of, seed):
+    """Of a step, too, whose own is made from it; a time in nanoseconds is one."""
+    module = module_of(untrained(), steps_per_epoch=1)
+    module.seed = seed
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader([dimer(1.1)], batch_size=None))
+    assert trainer.global_step == 1
+
+
 def test_frames_are_named_with_their_source(module_of):
     both = collate([dimer(1.1, 3), dimer(1.1, 9)])
     both.source = torch.tensor([1, 0])
