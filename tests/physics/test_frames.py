@@ -317,3 +317,30 @@ def test_what_is_symmetric_already_is_refused():
     assert FrameAveraged(exact, "o3").symmetry == "O(3)"
     with pytest.raises(ConfigError, match=r"model.frames='so2' must be one of so3, o3"):
         FrameAveraged(edge_model(), "so2")
+
+
+@pytest.mark.parametrize(
+    ("structure", "share"),
+    [
+        ("symmetric top", 0.002),
+        ("planar top", 0.002),
+        ("spherical top", 0.2),
+        ("cubic crystal", 0.6),
+    ],
+)
+def test_how_large_the_jump_is(structure, share):
+    """Over strains of 1e-6, beside the change of the model's own energy over rotations.
+
+    Standard deviations of 150 each: the numbers in the docstring of `frame_averaging`.
+    """
+    rng = np.random.default_rng(0)
+    potential, plain = framed(edge_model(), "o3"), Potential(edge_model(), ZERO).double()
+    top = TOPS[structure]()
+    strained, spun = [], []
+    for k in range(150):
+        strain = rng.normal(size=(3, 3))
+        strain = 1e-6 * (strain + strain.T) / np.linalg.norm(strain + strain.T)
+        strained.append(turned(top, np.eye(3) + strain))
+        spun.append(turned(top, Rotation.random(random_state=k).as_matrix()))
+    jump, own = predict(potential, *strained).energy, predict(plain, *spun).energy
+    assert (jump.std() / own.std()).item() == pytest.approx(share, rel=0.2)
