@@ -106,7 +106,7 @@ class Edges:
             return neighbor_sum(paths, self.coupling, *args)
         if self.kernels == "triton" and radial.dtype in fused_sum.REAL:
             return fused_sum.fused_sum(paths, self.coupling, *args, centre=self.block_node)
-        neighbors = paths.unpack(features[self.source])  # (T·block, 2l1+1, C)
+        neighbors = paths.unpack(features.index_select(0, self.source))  # (T·block, 2l1+1, C)
         parts: list[list[Tensor]] = [[] for _ in paths.outputs]
         split = (radial @ weights).split(paths.widths, dim=1)
         for (i, path, output), weight in zip(paths.products, split, strict=True):
