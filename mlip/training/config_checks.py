@@ -48,7 +48,7 @@ _FRACTION = Number("a fraction from 0 to below 1", high=1.0)
 _COUNT = Number("a positive whole number or null", low=1, whole=True, other=(None,))
 _SOME = Number("a whole number, 1 or more", low=1, whole=True)
 NUMBERS = {
-    "seed": Number("a whole number from 0", whole=True),
+    "seed": Number("a whole number from 0 to below 2^63", high=2**63, whole=True),
     "ema.decay": _FRACTION,
     "data.val_fraction": _FRACTION,
     "data.test_fraction": _FRACTION,

@@ -46,6 +46,7 @@ def test_every_experiment_composes(experiment):
         ("data.val_fraction=abc", "below 1"),
         ("seed=abc", "whole number"),
         ("seed=-1", "whole number"),
+        ("seed=9223372036854775808", "from 0 to below 2"),
         ("data.num_workers=abc", "auto or a whole number"),
         ("data.batch_size=true", "whole number"),
         ("trainer.gradient_clip=abc", "gradient_clip"),
