@@ -97,15 +97,18 @@ def together(
 def _answer(calculator: MLIPCalculator, waiting: Sequence[Request]) -> None:
     try:
         found = calculator.evaluate([structure for structure, _ in waiting])
-    except Exception as error:  # theirs to raise, each in its thread
-        # the fault of one among them, or too much at a time
-        apart = isinstance(error, (DataError, torch.OutOfMemoryError))
-        if apart and len(waiting) > 1:
-            for request in waiting:
-                _answer(calculator, [request])
+    except (DataError, torch.OutOfMemoryError) as error:  # the fault of one, or too much at a time
+        if len(waiting) == 1:
+            waiting[0][1].set_exception(error)
             return
+    except Exception as error:  # theirs to raise, each in its thread
         for _, answer in waiting:
             answer.set_exception(error)
+        return
     else:
         for (_, answer), result in zip(waiting, found, strict=True):
             answer.set_result(result)
+        return
+    half = len(waiting) // 2  # out here, where the error no longer holds what memory was full of
+    _answer(calculator, waiting[:half])
+    _answer(calculator, waiting[half:])

@@ -123,12 +123,14 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=RESULTS)
     args = parser.parse_args()
-    content: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
+    document: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     if args.summary:
-        print(summary(content))
+        for name, content in document.items():
+            print(f"{name}\n{summary(content)}")
         return
     torch.set_num_threads(1)
     keep_freed_memory()
+    content = document.setdefault(f"{args.model}, {args.steps} steps", {})
     content |= {
         "command": f"OMP_NUM_THREADS=1 python scripts/ablation.py --model {args.model} --steps "
         f"{args.steps} --seeds {' '.join(map(str, args.seeds))}",
@@ -138,7 +140,7 @@ def main() -> None:
 
     def save() -> None:
         with atomic_write(args.json) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
 
     variants = content.setdefault("variants", {})
     if not variants:

@@ -74,9 +74,7 @@ def _reference_energies(document: dict[str, Any]) -> dict[str, str]:
 
 def _measured(document: dict[str, Any]) -> str:
     rotation = document.get("symmetry_errors", {}).get("rotation", {})
-    if "operations" not in rotation:
+    if "forces_rmse" not in rotation:
         return ""
-    return (
-        f" ({rotation['structures']} structures turned {rotation['operations']} times: forces "
-        f"differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"
-    )
+    of = f"{rotation['structures']} structures, " if "structures" in rotation else ""
+    return f" ({of}rotated: forces differ by {1e3 * rotation['forces_rmse']:.2g} meV/A)"

@@ -43,7 +43,8 @@ class Molecules:
     order: Tensor  # (N,) sorted to given
     inverse: Tensor  # (N,) given to sorted
     groups: list[Tensor]  # (G, n, 3) Å, from the centroid, of the G molecules of n atoms
-    distances: list[Tensor | None]  # (G, K, n, n) by `expand_pairs`; None: unwanted or too large
+    whole: list[bool]  # whether a layer has room for all pairs of a group at once
+    distances: list[Tensor | None]  # (G, K, n, n) by `expand_pairs` of those that are, if wanted
     cos: Tensor  # (N, H, F) of the phases ω·x, sorted
     sin: Tensor
 
@@ -72,16 +73,18 @@ class Molecules:
         moved = centred.to(frequencies.dtype)[order]
         split = moved.split([count * size for count, size in groups])
         of_groups = [x.unflatten(0, shape) for x, shape in zip(split, groups, strict=True)]
-        distances, room = [], MAX_WEIGHTS
+        whole, distances, room = [], [], MAX_WEIGHTS
         for x in of_groups:
-            room -= num_basis * x.shape[0] * x.shape[1] ** 2
-            wanted = num_basis and room >= 0
+            room -= x.shape[0] * len(frequencies) * (1 + num_basis) * x.shape[1] ** 2
+            whole.append(room >= 0)
+            wanted = num_basis and whole[-1]
             distances.append(expand_pairs(x, x, num_basis) if wanted else None)
         phases = torch.einsum("nx,hfx->nhf", moved, frequencies)
         return cls(
             order=order,
             inverse=torch.argsort(order),
             groups=of_groups,
+            whole=whole,
             distances=distances,
             cos=torch.cos(phases),
             sin=torch.sin(phases),
@@ -202,11 +205,11 @@ class GlobalAttention(_Heads):
     f from `expand_pairs`; b is of a head, c of two channels that a phase turns together. The
     published model has neither (`num_basis=0`): it sees distances by rotary phases only.
 
-    Memory: a layer keeps at most `MAX_WEIGHTS` numbers for the backward pass: a weight, and its
-    product with each function, of each pair and head. Molecules that would take more are gone
-    through in pieces (some molecules, or some queries of one) of at most as many, which are
-    recomputed: a constant multiple of `MAX_WEIGHTS`, whatever the molecules, in training on
-    gradient forces, too.
+    Memory: a layer keeps a few arrays of at most `MAX_WEIGHTS` numbers for the backward pass: a
+    weight, and its product with each function, of each pair and head. Molecules that would take
+    more are gone through in pieces (some molecules, or some queries of one) of at most as many,
+    which are recomputed: a constant multiple of `MAX_WEIGHTS`, whatever the molecules, in training
+    on gradient forces, too.
     """
 
     def __init__(self, dim: int, num_heads: int, num_basis: int) -> None:
@@ -228,12 +231,11 @@ class GlobalAttention(_Heads):
         if self.num_basis:
             filters = self.filter.weight.T.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
             shared = (self.bias.weight, filters.repeat(1, 1, 2))
-        out, room = [], MAX_WEIGHTS
-        for x, distances, part in zip(context.groups, context.distances, parts, strict=True):
-            molecules, atoms, _ = x.shape
-            q, k, v = (y.unflatten(0, (molecules, atoms)).transpose(1, 2) for y in part)
-            room -= molecules * self.num_heads * (1 + self.num_basis) * atoms**2
-            if room >= 0 and (distances is not None or not shared):
+        out = []
+        groups = zip(context.groups, context.whole, context.distances, parts, strict=True)
+        for x, whole, distances, part in groups:
+            q, k, v = (y.unflatten(0, x.shape[:2]).transpose(1, 2) for y in part)
+            if whole:
                 mixed = _attention(q, k, v, distances, shared)
             else:
                 mixed = _attention_in_pieces(q, k, v, x, shared)

@@ -1,11 +1,12 @@
 """TransIP: a plain Transformer over atoms that is taught its symmetry instead of built with it.
 
 One token per atom; pre-norm RMSNorm blocks of attention and a feed-forward network; coordinates
-enter attention by a learned rotary embedding in three dimensions; charge and spin are added to
-every token. Translations and permutations hold exactly, rotations only as far as training taught
-them (`symmetry = "none"`). Source: "Learning inter-atomic potentials without explicit
-equivariance", arXiv:2510.00027. Its sizes and the form of its rotary embedding are not published
-in detail: ours are choices, and so are the neighbour mode and everything said to be one below.
+enter attention by a learned rotary embedding in three dimensions, and by distances; charge and
+spin are added to every token. Translations and permutations hold exactly, rotations only as far as
+training taught them (`symmetry = "none"`). Source: "Learning inter-atomic potentials without
+explicit equivariance", arXiv:2510.00027. Its sizes and the form of its rotary embedding are not
+published in detail: ours are choices, and so are distances, the neighbour mode and everything said
+to be one below.
 
 Two ways to attend, with the same rotary algebra:
 

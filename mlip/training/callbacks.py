@@ -38,6 +38,7 @@ class WarmEMA(WeightAveraging):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin with the weights; the number of steps is asked for after each, so it stays here."""
         super().setup(trainer, pl_module, stage)
+        self._tensors = []
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 

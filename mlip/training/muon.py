@@ -1,7 +1,7 @@
 """Muon: updates of weight matrices whose directions all have one size.
 
 `torch.optim.Muon` takes one matrix at a time, in bfloat16. A potential has dozens, most of them
-small: here those of one shape, or one side, are multiplied together in the precision they are
+small: here small ones of one shape, or one side, are multiplied together in the precision they are
 trained in, and wide ones as their squares. `scripts/benchmark_optimizer.py` times both.
 
 Sources: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024),
@@ -14,11 +14,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -73,8 +71,9 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Return U Vᵀ, roughly, of every matrix U S Vᵀ.
 
     Five steps of Newton and Schulz with coefficients that raise small singular values fast and
-    leave all that are not tiny between about 0.7 and 1.2. Whatever precision training multiplies
-    in, this does in float32: rounding of x xᵀ to fewer digits than that grows.
+    leave all that are not tiny between about 0.7 and 1.2. Large matrices of float32 are multiplied
+    in bfloat16, one way on any device; others in their own precision whatever training multiplies
+    in, as rounding to fewer digits grows where squares are taken.
     """
     with float32_products("highest"):
         return _orthogonalised(matrices)
@@ -86,7 +85,7 @@ def _orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     alike: dict[tuple[int, int], list[int]] = defaultdict(list)
     for k, x in enumerate(wide):
         rows, columns = x.shape
-        if rows > LARGE and x.dtype == torch.float32 and _bfloat16_is_fast(x.device):
+        if rows > LARGE and x.dtype == torch.float32:
             wide[k] = _by_matrices(x.bfloat16()).to(x.dtype)
         else:
             alike[rows, columns if columns < 2 * rows else 0].append(k)
@@ -127,20 +126,3 @@ def _polynomial(g: Tensor) -> Tensor:
     out = (g @ g).mul_(c).add_(g, alpha=b)
     out.diagonal(dim1=-2, dim2=-1).add_(a)
     return out
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Whether there are units for products of bfloat16 matrices; other CPUs only imitate them.
-
-    Processes that train together may be on unlike CPUs and have to take the same steps.
-    """
-    if device.type == "cpu":
-        together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return _has_matrix_units() and not together
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-@cache
-def _has_matrix_units() -> bool:
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("amx_bf16"))

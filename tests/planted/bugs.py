@@ -607,8 +607,8 @@ ATTENDING = (
     Bug(
         "weights beyond the limit are kept for the backward pass",
         ATTENTION,
-        "if room >= 0 and (distances is not None or not shared):",
-        "if distances is not None or not shared:",
+        "whole.append(room >= 0)",
+        "whole.append(True)",
         (f"{TRANSIP}::test_training_keeps_no_more_weights_than_it_may",),
     ),
     Bug(
@@ -1262,6 +1262,36 @@ STEPPING = (
         "alpha=-lr * RMS * math.sqrt(max(matrix.shape))",
         "alpha=-lr",
         ("tests/unit/training/test_muon.py::test_steps_are_those_of_pytorch",),
+    ),
+    Bug(
+        "the average forgets as fast at the end as at the beginning",
+        "mlip/training/callbacks.py",
+        "1.0 - min(self.decay, (1.0 + n) / (10.0 + n))",
+        "1.0 - self.decay",
+        ("tests/unit/training/test_steps.py::test_averaged_weights_are_the_average",),
+    ),
+    Bug(
+        "there are as many pools of threads as numbers of parts",
+        "mlip/models/kernels/neighbor_sum.py",
+        "_pool(os.getpid(), torch.get_num_threads())",
+        "_pool(os.getpid(), len(ranges))",
+        ("tests/unit/test_kernels.py::test_batches_of_any_size_share_their_threads",),
+    ),
+    Bug(
+        "the parts of all threads but the first are lost",
+        "mlip/models/kernels/neighbor_sum.py",
+        "into.add_(part)",
+        "pass",
+        ("tests/unit/test_kernels.py::test_threads_give_the_same",),
+    ),
+    Bug(
+        "what an attempt took is held while its parts are predicted",
+        "mlip/together.py",
+        "        if len(waiting) == 1:\n",
+        "        if len(waiting) > 1:\n            for one in waiting:\n"
+        "                _answer(calculator, [one])\n            return\n"
+        "        if len(waiting) == 1:\n",
+        ("tests/unit/test_together.py::test_what_is_too_much_at_a_time_is_predicted_one_by_one",),
     ),
     Bug(
         "errors of symmetry are those of the last batch",

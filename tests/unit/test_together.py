@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import ase
 import numpy as np
 import pytest
@@ -88,10 +90,14 @@ def test_other_errors_are_raised_and_nothing_waits_for_ever(relaxer, monkeypatch
 
 
 def test_what_is_too_much_at_a_time_is_predicted_one_by_one(relaxer, monkeypatch):
-    real = MLIPCalculator.evaluate
+    """And without what the attempt had taken: its traceback would hold it."""
+    real, taken = MLIPCalculator.evaluate, []
 
     def small(self, graphs):
+        assert all(there() is None for there in taken), "memory of the attempt is still held"
         if len(graphs) > 1:
+            memory = torch.zeros(1)
+            taken.append(weakref.ref(memory))
             raise torch.OutOfMemoryError("out of memory")
         return real(self, graphs)
 

@@ -45,14 +45,12 @@ def test_only_singular_values_change():
         torch.testing.assert_close(found, from_singular_values(x), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_single_precision_is_near_and_half_is_for_large_matrices_only(monkeypatch, fast):
-    monkeypatch.setattr(muon, "_bfloat16_is_fast", lambda device: fast)
+def test_single_precision_is_near_and_half_is_for_large_matrices_only():
     given = matrices(torch.float32)
     for x, found in zip(given, orthogonalised(given), strict=True):
         assert found.dtype == torch.float32
         error = (found - from_singular_values(x.double())).abs().max()
-        halved = fast and min(x.shape) > muon.LARGE
+        halved = min(x.shape) > muon.LARGE
         assert (1e-5 < error < 2e-2) if halved else error < 1e-5
 
 
@@ -111,8 +109,8 @@ def test_steps_are_those_of_pytorch():
 
 def test_matrices_without_a_gradient_stay():
     moved, left = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(4, 4))
-    optimizer = Muon([moved, left], lr=0.1, weight_decay=0.5)
+    optimizer = Muon([moved, left], lr=0.1, weight_decay=0.0)
     moved.grad = torch.eye(3, 4)
     optimizer.step()
     assert (left == 1).all()
-    assert (moved != 1).any()
+    assert (moved.diagonal() != 1).all()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ase
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mlip import train
 from mlip.errors import ConfigError
+from mlip.graph import AtomGraph, collate
 from mlip.models import compiled
+from mlip.training import run as run_module
 from mlip.training.checkpoint import read_checkpoint
 
 DATA = Path(__file__).resolve().parents[3] / "data" / "emt-mini" / "emt-mini.extxyz"
@@ -33,6 +36,20 @@ def test_matrix_products_are_as_asked_for_while_training_only(tmp_path, monkeypa
     )
     # and in between for the products of the optimiser, which are always those of float32
     assert calls == ["high", "highest", before, before]
+
+
+@pytest.mark.parametrize(
+    ("structures", "atoms", "seen"), [(3, 99, 2), (4, 99, 2), (99, 5, 2), (99, 4, 1), (99, 99, 3)]
+)
+def test_symmetry_is_measured_on_batches_until_there_are_enough(
+    monkeypatch, structures, atoms, seen
+):
+    monkeypatch.setattr(run_module, "ENOUGH_STRUCTURES", structures)
+    monkeypatch.setattr(run_module, "ENOUGH_ATOMS", atoms)
+    pair = AtomGraph.from_atoms(ase.Atoms("CuAg", [[0, 0, 0], [0, 0, 3]]), 4.0)
+    two = collate([pair, pair])
+    assert len(two.atomic_numbers) == 4
+    assert len(list(run_module._some([two] * 3, torch.device("cpu")))) == seen
 
 
 def a_run(folder: Path, *more: str) -> tuple[dict, list[str]]:
