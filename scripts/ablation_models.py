@@ -7,6 +7,7 @@ so that radial weights vanish with the basis at the cutoff.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -61,12 +62,13 @@ class Ablated(Facet):
 
     gates = mlp = False
 
-    def __init__(self, *, channels: Sequence[int] = (128, 32, 16, 8), **options: Any) -> None:
-        super().__init__(channels=channels, **options)
+    @wraps(Facet.__init__)  # its options are looked up there
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             if self.gates and isinstance(layer.update, ProductUpdate):
-                layer.update = GateUpdate(channels)
+                layer.update = GateUpdate(layer.norm.channels)
             if self.mlp:
                 layer.convolution = MLPConvolution(layer.convolution)  # type: ignore[assignment]
 
