@@ -72,8 +72,8 @@ class LatentEquivariance(nn.Module):
 
     The target carries no gradient unless asked: with one the latent shrinks instead of turning.
     Its variance over structures is logged, because a latent that has collapsed is predicted
-    perfectly. T is dropped after training; a step costs one more forward pass without forces, 13 to
-    19 % of its time on molecules (data/results/objective-cost.json).
+    perfectly. T is dropped after training; a step costs one more forward pass without forces, 5 to
+    26 % of its time on molecules (data/results/objective-cost.json).
 
     Source: TransIP, arXiv:2510.00027; what T is conditioned on, arXiv 2026 (Zatom-2), section 3.1;
     pooling, stop-gradient and the rotated task are choices, all options but the last.

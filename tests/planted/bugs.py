@@ -465,8 +465,8 @@ TRAINING = (
     Bug(
         "the average of weights takes the wrong share",
         "mlip/training/callbacks.py",
-        "share = 1.0 - min(decay, (1.0 + n) / (10.0 + n))",
-        "share = min(decay, (1.0 + n) / (10.0 + n))",
+        "else 1.0 - min(self.decay, (1.0 + n) / (10.0 + n))",
+        "else min(self.decay, (1.0 + n) / (10.0 + n))",
         ("tests/unit/training/test_steps.py::test_averaged_weights_are_the_average",),
     ),
     Bug(
