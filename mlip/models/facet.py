@@ -1,7 +1,8 @@
 """Facet: E(3)-equivariant message passing with linear "spline" messages and sphere-grid updates.
 
 What makes it fast: radial weights are a bias-free linear map of a small basis instead of an MLP on
-every edge, and the nonlinearity acts per node, on a grid of the sphere. Source: Miklaucic et al.,
+every edge. What makes it learn: functions on a grid of the sphere are multiplied, per node, where
+others have gates. `scripts/ablation.py` measures what each is worth. Source: Miklaucic et al.,
 arXiv:2509.08418, read together with the authors' code.
 
 Where this differs from the published code, on purpose: all neighbours within the cutoff instead of
