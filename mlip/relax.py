@@ -81,8 +81,8 @@ class Relaxer:
             device: "auto", "cpu", "cuda", ...
             dtype: float64 by default: tight relaxations stall in float32.
             allow_nonconservative: relax with forces that are not a gradient.
-            keep_trajectory: whether results have every step, 4 kB of memory for one of 8 atoms;
-                without, `trajectory` is empty.
+            keep_trajectory: whether results have every step, which takes memory where many
+                structures are relaxed; without, `trajectory` is empty.
 
         Raises:
             ConfigError: an unknown optimiser, or a potential whose forces are not a gradient.

@@ -116,7 +116,7 @@ class PotentialModule(L.LightningModule):
         """Return the loss of one batch."""
         # no generator state to restore; processes draw different numbers for different structures
         seed = (self.seed * 1_000_003 + self.global_step + (self.global_rank << 40)) % 2**63
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks up the stack: 4 ms
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks up the stack
         self.last_batch = batch
         progress = self.limits.progress(self.global_step, self.steps_per_epoch)
         lesson = self.objective(self.potential, batch, self.shared_loss, progress)
