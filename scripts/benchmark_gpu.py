@@ -3,7 +3,8 @@
 For each model and kind of kernels: first the largest errors of energies, forces, virial and of the
 gradients of a training step against float64 on the CPU, relative to the largest value; what is
 further off than `TOLERANCE` ends the run. Then, for silicon of growing size, milliseconds of wall
-time of energy, forces and stress and of a training step, and the memory at its peak. With
+time of energy, forces and stress (Triton's also captured as CUDA graphs, which compare themselves
+with the plain way) and of a training step, and the memory at its peak. With
 `--matmul high` matrix products are TF32; the errors show what that costs.
 
     python scripts/benchmark_gpu.py --json data/results/gpu.json
@@ -22,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,11 +35,13 @@ from ase.build import bulk
 from benchmark import untrained
 
 from mlip.graph import AtomGraph
+from mlip.models.compiled import compile_potential
 from mlip.models.potential import Potential
 from mlip.potential_file import package_versions
 
 TOLERANCE = {"highest": 1e-4, "high": 3e-2, "medium": 3e-1}  # relative to the largest value
 CHECKED = 64  # atoms
+CAPTURED = "triton, captured"  # compile=True
 SIZES = (8, 64, 512, 4096, 21952)  # atoms: cubes of the cubic cell of silicon
 Row = dict[str, Any]
 
@@ -126,34 +130,46 @@ def times(
     """Time calls and training steps of one size."""
     graph = AtomGraph.from_atoms(silicon(atoms), potential.cutoff).to(args.device)
     frozen = copy.deepcopy(potential).freeze()
-    calls: dict[str, Callable[[], object]] = {
-        "call": lambda: frozen(graph),
-        "training step": lambda: training_step(potential, graph),
-    }
-    for label, call in calls.items():
-        taken: dict[str, list[float]] = {kernels: [] for kernels in kinds}
-        peak = dict.fromkeys(kinds, 0.0)
+    calls = {kernels: called(frozen, graph) for kernels in kinds}
+    if args.device != "cpu":
+        with patch.dict(os.environ, MLIP_KERNELS="triton"):
+            calls[CAPTURED] = called(compile_potential(copy.deepcopy(frozen)), graph)
+    steps = {kernels: partial(training_step, potential, graph) for kernels in kinds}
+    for label, ways in (("call", calls), ("training step", steps)):
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        peak = dict.fromkeys(ways, 0.0)
         for turn in range(args.repeats + 1):
-            for kernels in kinds:
+            for way, call in ways.items():
+                kernels = "triton" if way == CAPTURED else way
                 with patch.dict(os.environ, MLIP_KERNELS=kernels):
                     if args.device != "cpu":
                         torch.cuda.reset_peak_memory_stats()
                     ms = milliseconds(call, args.device)
                 if turn:
-                    taken[kernels].append(ms)
+                    taken[way].append(ms)
                 if args.device != "cpu":
-                    peak[kernels] = torch.cuda.max_memory_allocated() / 1024**2
-        for kernels in kinds:
+                    peak[way] = torch.cuda.max_memory_allocated() / 1024**2
+        for way in ways:
             yield {
                 "model": model,
                 "atoms": atoms,
                 "edges": graph.edge_index.shape[1],
                 "of": label,
-                "kernels": kernels,
-                "ms": round(median(taken[kernels]), 3),
-                "us_per_atom": round(1e3 * median(taken[kernels]) / atoms, 3),
-                "peak_mib": round(peak[kernels], 1),
+                "kernels": way,
+                "ms": round(median(taken[way]), 3),
+                "us_per_atom": round(1e3 * median(taken[way]) / atoms, 3),
+                "peak_mib": round(peak[way], 1),
             }
+
+
+def called(potential: Potential, graph: AtomGraph) -> Callable[[], object]:
+    """What the calculator does of a call."""
+
+    def call() -> object:
+        with torch.no_grad():
+            return potential(graph)
+
+    return call
 
 
 def main() -> None:

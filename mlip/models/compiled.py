@@ -26,12 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlip.cache_folder import cache_folder
 from mlip.errors import ConfigError
-from mlip.models.edges import check_edges
-from mlip.models.embedding import check_state
+from mlip.models import captured
+from mlip.models.edge_function import (
+    EdgeFunction,
+    arguments,
+    check_arguments,
+    checked,
+    expect,
+    plain,
+)
 from mlip.models.geometry import Geometry, NodeOutput, join
 from mlip.models.kernels import compiler
 from mlip.models.potential import Potential, gradient
@@ -41,21 +48,22 @@ log = logging.getLogger("mlip")
 # Of what is traced: any but 0 and 1 would do, as long as a model has no width like it.
 ATOMS, EDGES = 1009, 20011
 SIZES = (2, 3, 4, 8, 12, 64, 1000, 4096, 10**6)  # that must take the same way through the graph
-DIFFERENCE = {torch.float64: 1e-10, torch.float32: 1e-3}  # relative, of the first result
 Function = Callable[..., list[Tensor]]
 
 
 def compile_potential(potential: Potential) -> Potential:
     """Let `potential` compile itself when it is first called, and return it.
 
-    Copies of it share what is compiled; `potential.compiled = None` is the way back.
+    On a GPU its kernels are captured instead (`captured`), for use only. Copies of it share what is
+    compiled; `potential.compiled = None` is the way back.
 
     Raises:
         ConfigError: it cannot be compiled; the message says why.
     """
     if reason := obstacle(potential):
         raise ConfigError(f"compile=true cannot be had: {reason}")
-    potential.compiled = Compiled()
+    on_cpu = potential.device.type == "cpu"
+    potential.compiled = Compiled() if on_cpu else captured.Captured()
     return potential
 
 
@@ -67,8 +75,10 @@ def obstacle(potential: Potential) -> str | None:
         return "it is for local architectures, not for attention over all atoms or model.frames"
     if not getattr(potential.model, "traceable", True):
         return "attention goes through its edges in pieces, and a graph has no place for such cuts"
+    if potential.device.type == "cuda":
+        return captured.obstacle(potential)
     if potential.device.type != "cpu":
-        return f"it is for CPUs, and the potential is on {potential.device}"
+        return f"it is for CPUs and NVIDIA's GPUs, and the potential is on {potential.device}"
     if compiler.mode() not in ("auto", "compiled"):
         return f"it needs the kernels in C, and MLIP_KERNELS={compiler.mode()} asks for others"
     if reason := compiler.obstacle():
@@ -110,14 +120,12 @@ class Compiled:
                 "compiled potentials have no Hessians; take the plain one, which is the same after "
                 "potential.compiled = None"
             )
-        check_edges(geometry.edge_index, len(geometry.atomic_numbers))
-        if potential.uses_charge_spin:
-            check_state(geometry.charge, geometry.spin)
+        check_arguments(potential, geometry)
         n = len(geometry.atomic_numbers)
         if n == 1:  # tracers take one for a size that is broadcast: let there be another atom
             geometry = join(geometry, potential.edgeless(geometry.atomic_numbers, geometry.head))
         weights = [*potential.parameters(), *potential.buffers()]
-        tensors = _arguments(geometry)
+        tensors = arguments(geometry)
         trained = tuple(w.requires_grad for w in weights)
         trains = any(trained)
         key = potential.dtype, trained
@@ -127,58 +135,21 @@ class Compiled:
         with torch.set_grad_enabled(create_graph and trains):
             if key not in self._functions:
                 leaves = [w for w in weights if w.requires_grad]
-                plain = _plain(potential, geometry, leaves)  # also makes the constants of the model
+                right = plain(potential, geometry, leaves)  # also makes the constants of the model
                 function = _compile(potential, weights, trains)
                 with torch.set_grad_enabled(trains):
                     energy, slope, *_ = function(*sizes, *weights, *tensors)
-                    _compare(_checked(energy, slope, leaves), plain)
+                    expect(checked(energy, slope, leaves), right)
                 self._functions[key] = function
             energy, slope, *features = self._functions[key](*sizes, *weights, *tensors)
         return NodeOutput(energy[:n], features[0][:n] if features else None), [slope]
 
 
-def _arguments(geometry: Geometry) -> list[Tensor]:
-    """What a local model may look at; each atom is a graph of its own, with its charge and head."""
-    batch = geometry.batch
-    per_atom = (geometry.charge, geometry.spin, geometry.head, geometry.pbc)
-    return [
-        geometry.edge_vectors.contiguous(),
-        geometry.atomic_numbers.contiguous(),
-        geometry.edge_index.contiguous(),
-        *(x[batch] for x in per_atom),
-    ]
-
-
-class _Energies(nn.Module):
-    """`Potential.energies` as a module, whose weights can be replaced for a call."""
-
-    def __init__(self, potential: Potential) -> None:
-        super().__init__()
-        self.potential = potential
-
-    def forward(self, vectors: Tensor, numbers: Tensor, edge_index: Tensor, *others: Tensor) -> Any:
-        n = numbers.shape[0]
-        charge, spin, head, pbc = others
-        geometry = Geometry(
-            atomic_numbers=numbers,
-            edge_index=edge_index,
-            edge_vectors=vectors,
-            edge_lengths=torch.linalg.vector_norm(vectors, dim=-1),
-            batch=torch.arange(n, device=numbers.device),
-            num_graphs=n,
-            charge=charge,
-            spin=spin,
-            head=head,
-            pbc=pbc,
-        )
-        output = self.potential.energies(geometry)
-        if output.extras:
-            raise ConfigError(f"compiled potentials return no {', '.join(output.extras)}")
-        return output
-
-
 def _compile(potential: Potential, weights: Sequence[Tensor], trains: bool) -> Function:
-    if reason := obstacle(potential):
+    reason = obstacle(potential)
+    if potential.device.type != "cpu":
+        reason = f"the potential was on the CPU and is now on {potential.device}; compile it again"
+    if reason:
         raise ConfigError(f"compile=true cannot be had: {reason}")
     use = "training" if trains else "use"
     log.info("compiling the potential for %s: about a minute, less from the cache", use)
@@ -242,11 +213,11 @@ def _traced_and_compiled(potential: Potential, weights: Sequence[Tensor], trains
         StatelessSymbolicContext,
     )
 
-    module = _Energies(potential)
+    module = EdgeFunction(potential)
     names = [*dict(module.named_parameters()), *dict(module.named_buffers())]
 
-    def function(atoms: int, edges: int, *arguments: Tensor) -> list[Tensor]:
-        own, (vectors, *others) = arguments[: len(names)], arguments[len(names) :]
+    def function(atoms: int, edges: int, *given: Tensor) -> list[Tensor]:
+        own, (vectors, *others) = given[: len(names)], given[len(names) :]
         if not trains:
             vectors = vectors.detach().requires_grad_()
         replaced = dict(zip(names, own, strict=True))
@@ -275,17 +246,15 @@ def _traced_and_compiled(potential: Potential, weights: Sequence[Tensor], trains
     tensors += [per_atom(), per_atom(), per_atom(), fake(pbc, [0])]
     # The sizes are arguments too: Inductor's cache knows symbols by those.
     sizes: list[Any] = [tensors[1].shape[0], tensors[0].shape[0]]
-    arguments = [*sizes, *map(fake, weights), *tensors]
+    given = [*sizes, *map(fake, weights), *tensors]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on other devices and on torch's own internals
         with mode, tracing(), torch.enable_grad():
-            graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(
-                *arguments
-            )
+            graph = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*given)
         keep_only_constants(graph)
         _check_sizes(shapes.guards)
         with torch.set_grad_enabled(trains):
-            compiled: Any = compile_fx(graph, arguments)
+            compiled: Any = compile_fx(graph, given)
     # Inductor may choose between ways that are right for every size, but not settle one.
     _check_sizes(g for g in shapes.guards if getattr(g.expr, "rel_op", "") == "==")
     return compiled
@@ -306,37 +275,3 @@ def _check_sizes(guards: Iterable[Any]) -> None:
                     f"this architecture takes another way for other numbers of atoms or edges "
                     f"({guard.expr}), and a compiled potential has only one"
                 )
-
-
-def _plain(potential: Potential, geometry: Geometry, leaves: list[Tensor]) -> list[Tensor]:
-    with torch.enable_grad():
-        energy = potential.energies(geometry).energy
-        (slope,) = gradient(energy, [geometry.edge_vectors], create_graph=bool(leaves))
-        return _checked(energy, slope, leaves)
-
-
-def _checked(energy: Tensor, slope: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Return what is compared: energies, derivatives and, for training, a gradient of weights."""
-    out = [energy.detach(), slope.detach()]
-    if leaves:
-        gradients = gradient(slope.square(), leaves, create_graph=False)
-        out.append(torch.cat([g.flatten() for g in gradients]))
-    return out
-
-
-def _compare(results: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
-    """Expect the numbers of the plain way.
-
-    Raises:
-        ConfigError: they are not.
-    """
-    names = ("energies", "forces", "gradients of weights")
-    for name, ours, expected in zip(names, results, plain, strict=False):
-        error = float((ours - expected).abs().max())
-        scale = max(float(expected.abs().max()), 1e-3)
-        if not error <= DIFFERENCE.get(expected.dtype, 1e-3) * scale:
-            raise ConfigError(
-                f"compile=true: the compiled {name} differ from the plain ones by {error:.1e} of "
-                f"{scale:.1e}; compile=false does without. Please report it with the versions "
-                "that `mlip doctor` prints"
-            )

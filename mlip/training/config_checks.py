@@ -72,6 +72,7 @@ NUMBERS = {
     "trainer.max_epochs": _COUNT,
     "trainer.max_steps": _COUNT,
     "trainer.num_threads": _COUNT,
+    "trainer.val_rotations": _SOME,
     "trainer.gradient_clip": Number("a positive number, 0 or null", other=(None,)),
 }
 

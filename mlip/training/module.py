@@ -93,6 +93,7 @@ class PotentialModule(L.LightningModule):
         steps_per_epoch: int,
         seed: int,
         sources: Sequence[str] = (),
+        rotations: int = 1,
     ) -> None:
         super().__init__()
         self.potential, self.loss, self.objective = potential, loss, objective
@@ -100,6 +101,7 @@ class PotentialModule(L.LightningModule):
         self.optimizer_options, self.scheduler_options = optimizer, scheduler
         self.limits, self.steps_per_epoch, self.seed = limits, steps_per_epoch, seed
         self.sources = tuple(sources)  # whose errors are also logged apart
+        self.rotations = rotations  # of a validation structure, without exact symmetry
         self.bad_steps = 0
         self.last_batch: AtomGraph | None = None
         self._lessons: list[Lesson] = []  # that of a step, between forward and optimiser
@@ -129,19 +131,19 @@ class PotentialModule(L.LightningModule):
         Without exact symmetry they are those on structures turned at random, the same way in every
         epoch: data sets have preferred orientations, which such a model learns as a short cut.
         """
-        if self.potential.symmetry == "none":
-            generator = torch.Generator().manual_seed(batch_idx)
+        plain = self.potential(batch)
+        if self.potential.symmetry != "none":
+            self._add("val", self.loss.sums(plain, batch), plain, batch)
+            return
+        self._symmetry["frame"].update(plain, batch)
+        labels = {name: getattr(plain, name) for name in LABELS}
+        generator = torch.Generator().manual_seed(batch_idx)
+        for _ in range(self.rotations):
             q = random_rotations(batch.num_graphs, generator)
-            plain = self.potential(batch)
-            self._symmetry["frame"].update(plain, batch)
-            labels = {name: getattr(plain, name) for name in ("energy", "forces", "stress")}
-            as_if = rotated(replace(batch, **labels), q)
-            batch = rotated(batch, q)
-            prediction = self.potential(batch)
+            turned, as_if = rotated(batch, q), rotated(replace(batch, **labels), q)
+            prediction = self.potential(turned)
             self._symmetry["rotation"].update(prediction, as_if)
-        else:
-            prediction = self.potential(batch)
-        self._add("val", self.loss.sums(prediction, batch), prediction, batch)
+            self._add("val", self.loss.sums(prediction, turned), prediction, turned)
 
     def on_validation_epoch_end(self) -> None:
         """Log exact errors of the whole validation set."""

@@ -171,6 +171,7 @@ def _train(
         steps_per_epoch=steps_per_epoch,
         seed=config["seed"],
         sources=data.source_names,
+        rotations=options["val_rotations"],
     )
     folder = out_dir / "checkpoints"
     guard = RunLimits(limits, loader, folder / "last.ckpt", steps_per_epoch)

@@ -34,6 +34,7 @@ GROUPS = "tests/unit/test_symmetry.py"
 CALCULATOR = "tests/unit/test_calculator.py"
 SUMS = "tests/unit/test_kernels.py"
 FUSED = "tests/unit/test_fused_sum.py"
+CAPTURED = "tests/unit/test_captured.py"
 COMPARE = "tests/integration/test_compare.py"
 ELSEWHERE = "tests/integration/test_elsewhere.py"
 
@@ -486,9 +487,16 @@ TRAINING = (
     Bug(
         "a model without symmetry is validated in the orientation of its data",
         "mlip/training/module.py",
-        "            batch = rotated(batch, q)\n",
-        "",
+        "turned, as_if = rotated(batch, q), rotated",
+        "turned, as_if = batch, rotated",
         ("tests/unit/training/test_validation.py::test_orientation_is_no_shortcut",),
+    ),
+    Bug(
+        "several rotations of a validation structure are one",
+        "mlip/training/module.py",
+        "        for _ in range(self.rotations):\n",
+        "        for _ in range(1):\n",
+        ("tests/unit/training/test_validation.py::test_several_rotations_of_each_structure",),
     ),
     Bug(
         "a gradient that is not finite reaches the weights",
@@ -1303,6 +1311,27 @@ STEPPING = (
 )
 
 PLACES = (
+    Bug(
+        "results of a captured potential are written over by its next call",
+        "mlip/models/captured.py",
+        "*(x[:n].clone() for x in features)",
+        "*(x[:n] for x in features)",
+        (f"{CAPTURED}::test_results_stay_when_the_memory_is_used_again",),
+    ),
+    Bug(
+        "other weights replay a capture",
+        "mlip/models/captured.py",
+        "key = (atoms, edges, *(w.data_ptr() for w in weights))",
+        "key = (atoms, edges)",
+        (f"{CAPTURED}::test_other_weights_are_other_captures",),
+    ),
+    Bug(
+        "a captured function looks at values",
+        "mlip/models/captured.py",
+        "with tracing(), torch.enable_grad():",
+        "with torch.enable_grad():",
+        (f"{CAPTURED}::test_nothing_that_is_captured_asks_for_numbers[facet-charge]",),
+    ),
     Bug(
         "a constant of a model stays on the CPU",
         FACET,

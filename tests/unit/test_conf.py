@@ -52,6 +52,7 @@ def test_every_experiment_composes(experiment):
         ("trainer.gradient_clip=abc", "gradient_clip"),
         ("trainer.accelerator=quantum", "one of auto, cpu"),
         ("trainer.matmul_precision=tf32", "one of highest, high, medium"),
+        ("trainer.val_rotations=0", "val_rotations=0 must be a whole number, 1 or more"),
         ("trainer.compile=maybe", "trainer.compile='maybe' must be true or false"),
         ("trainer.devices=auto", "trainer.devices='auto' must be a whole number"),
         ("optimizer.weight_decay=-1", "weight_decay"),

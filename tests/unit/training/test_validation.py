@@ -11,6 +11,7 @@ from conftest import CUTOFF, E0, SPECIES, build
 
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
+from mlip.symmetry import random_rotations, rotated
 from mlip.training.module import SYMMETRY_COLUMNS
 
 
@@ -43,6 +44,29 @@ def test_orientation_is_no_shortcut(module_of, graph):
     # the labels are its own predictions, so its error is the change that turning makes
     for name in ("energy_per_atom_mae", "forces_mae"):
         assert errors[f"val/{name}"] == pytest.approx(errors[f"val/rotation_{name}"], rel=1e-9)
+
+
+def test_several_rotations_of_each_structure(module_of, graph, monkeypatch):
+    """The errors are means over all of them, counted so, and different rotations are taken."""
+    torch.manual_seed(0)
+    potential = Potential(Anisotropic(cutoff=CUTOFF, species=SPECIES), E0).double()
+    drawn: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "mlip.training.module.random_rotations",
+        lambda *a: drawn.append(random_rotations(*a)) or drawn[-1],
+    )
+    module = module_of(potential)
+    module.rotations = 3
+    module.validation_step(graph, 0)
+    found = module.collected("val")["val/rotation_energy_per_atom_mae"]
+    assert len(drawn) == 3
+    with torch.no_grad():
+        changes = [
+            (potential(rotated(graph, q)).energy - potential(graph).energy).abs() for q in drawn
+        ]
+    assert len({float(c) for c in changes}) == 3
+    mean = torch.stack(changes).mean() / len(graph.positions)
+    assert found == pytest.approx(float(mean), rel=1e-9)
 
 
 def test_exact_symmetry_needs_no_turning(module_of, graph):
