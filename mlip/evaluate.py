@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import compress
+from dataclasses import dataclass, field
 from typing import Any
 
 import ase
@@ -19,17 +18,59 @@ from mlip.models.potential import Potential, Prediction, check_species
 from mlip.quantities import QUANTITIES
 
 
+def structure_errors(prediction: Prediction, graph: AtomGraph) -> Tensor:
+    """Errors of each of B structures, as sums that are to be added up.
+
+    Labels that are NaN are not counted; predictions that are NaN must show.
+
+    Returns:
+        (B, 3·4 + 4), float64: of each of `ErrorSums.NAMES` |x|, x² and count, over components; the
+        cosines between predicted and true forces and their count; predicted forces along the true
+        ones, and these along themselves.
+    """
+    b, n = graph.num_graphs, graph.num_atoms
+    crystals = graph.pbc.all(1)[:, None, None]  # stress has no meaning elsewhere
+    energy, has_energy = prediction.energy - graph.energy, ~torch.isnan(graph.energy)
+    whole = (
+        (energy[:, None], has_energy[:, None]),
+        ((energy / n)[:, None], has_energy[:, None]),
+        (prediction.stress - graph.stress, ~torch.isnan(graph.stress) & crystals),
+    )
+    of_energy, of_energy_per_atom, of_stress = (_sizes(error, known) for error, known in whole)
+    labelled = ~torch.isnan(graph.forces)
+    all_three = labelled.all(1)
+    true = graph.forces.double().where(all_three[:, None], 0.0)
+    predicted = prediction.forces.detach().double().where(all_three[:, None], 0.0)
+    large = all_three & (true.norm(dim=1) > 1e-3)
+    cosine = torch.cosine_similarity(predicted, true).where(large, 0.0)
+    along = [cosine, large, (true * predicted).sum(1), true.square().sum(1)]
+    of_atoms = torch.cat(
+        [_sizes(prediction.forces - graph.forces, labelled), torch.stack(along, dim=1)], dim=1
+    )
+    of_forces = of_atoms.new_zeros(b, of_atoms.shape[1]).index_add(0, graph.batch, of_atoms)
+    return torch.cat(
+        [of_energy, of_energy_per_atom, of_forces[:, :3], of_stress, of_forces[:, 3:]], 1
+    )
+
+
+def _sizes(error: Tensor, labelled: Tensor) -> Tensor:
+    """Sums of |x|, x² and the count over all but the first dimension of (R, ...): (R, 3)."""
+    known = error.detach().double().where(labelled, 0.0).flatten(1)
+    return torch.stack([known.abs().sum(1), known.square().sum(1), labelled.flatten(1).sum(1)], 1)
+
+
 class ErrorSums:
-    """Accumulate errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components.
+    """Errors of energies (eV), forces (eV/Å) and stresses (eV/Å³) over components.
 
     Sums stay where the predictions are until somebody asks for them: an accelerator is not waited
     for after every batch.
     """
 
     NAMES = tuple(QUANTITIES)
+    SIZE = 3 * len(NAMES) + 4  # columns of `structure_errors`
 
-    def __init__(self) -> None:
-        self._state = torch.zeros(3 * len(self.NAMES) + 4, dtype=torch.float64)
+    def __init__(self, state: Tensor | None = None) -> None:
+        self._state = torch.zeros(self.SIZE, dtype=torch.float64) if state is None else state
 
     @property
     def sums(self) -> Tensor:
@@ -47,27 +88,12 @@ class ErrorSums:
         return self._state[-2:]
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Add a batch. Labels that are NaN are not counted; predictions that are NaN must show."""
-        energy = prediction.energy - graph.energy
-        crystals = graph.pbc.all(1)[:, None, None]  # stress has no meaning elsewhere
-        has_energy = ~torch.isnan(graph.energy)
-        errors = (
-            (energy, has_energy),
-            (energy / graph.num_atoms, has_energy),
-            (prediction.forces - graph.forces, ~torch.isnan(graph.forces)),
-            (prediction.stress - graph.stress, ~torch.isnan(graph.stress) & crystals),
-        )
-        found: list[Tensor] = []
-        for error, labelled in errors:
-            known = error.detach().double().where(labelled, 0.0)
-            found += [known.abs().sum(), known.square().sum(), labelled.sum()]
-        labelled = ~torch.isnan(graph.forces).any(1)
-        true = graph.forces.double().where(labelled[:, None], 0.0)
-        predicted = prediction.forces.detach().double().where(labelled[:, None], 0.0)
-        known = labelled & (true.norm(dim=1) > 1e-3)
-        cosine = torch.cosine_similarity(predicted, true).where(known, 0.0)
-        found += [cosine.sum(), known.sum(), (true * predicted).sum(), true.square().sum()]
-        self._state = self._state.to(energy.device) + torch.stack([x.double() for x in found])
+        """Add a batch."""
+        self.add(structure_errors(prediction, graph))
+
+    def add(self, errors: Tensor) -> None:
+        """Add `structure_errors` of a batch."""
+        self._state = self._state.to(errors.device) + errors.sum(0)
 
     def compute(self) -> dict[str, float]:
         """Return `*_mae`, `*_rmse`, `forces_cos` and `forces_slope` of the labels that occurred.
@@ -104,18 +130,22 @@ class SourceErrors:
     """Errors of each of several sources; `AtomGraph.source` says which structure is whose."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.sums = {name: ErrorSums() for name in names}
-        self._sizes = torch.zeros(len(names), 2, dtype=torch.int64)  # structures, atoms
+        self._groups = _Groups(names)
+
+    @property
+    def sums(self) -> dict[str, ErrorSums]:
+        """The errors by source."""
+        return self._groups.sums
 
     def update(self, prediction: Prediction, graph: AtomGraph) -> None:
-        """Add a batch: to each source, with the labels of the others taken away."""
-        sizes = []
-        for k, sums in enumerate(self.sums.values()):
-            own = graph.source == k
-            sizes.append(torch.stack([own.sum(), (own * graph.num_atoms).sum()]))
-            sums.update(prediction, _with_labels_of(graph, own))
-        if sizes:
-            self._sizes = self._sizes.to(graph.source.device) + torch.stack(sizes)
+        """Add a batch: to each source its structures."""
+        self.add(structure_errors(prediction, graph), graph)
+
+    def add(self, errors: Tensor, graph: AtomGraph) -> None:
+        """Add `structure_errors` of a batch; structures of no source are left out."""
+        if count := len(self._groups.names):
+            named = (graph.source >= 0) & (graph.source < count)
+            self._groups.add(errors, graph, graph.source.where(named, count))
 
     def compute(self) -> dict[str, float]:
         """Return the errors of all, as SOURCE/forces_mae."""
@@ -123,16 +153,14 @@ class SourceErrors:
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Return errors and counts by source."""
-        pairs = zip(self.sums.items(), self._sizes.tolist(), strict=True)
-        return {name: Evaluation.of(sums, *sizes) for (name, sums), sizes in pairs}
+        return self._groups.evaluations()
 
 
 class NamedErrors:
     """Errors by a name that each structure has, such as the part of a data set that it is of."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, ErrorSums] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}  # structures, atoms
+        self._groups = _Groups(())
 
     def update(self, prediction: Prediction, graph: AtomGraph, names: Sequence[str]) -> None:
         """Add a batch.
@@ -142,29 +170,40 @@ class NamedErrors:
             graph: the batch.
             names: of its structures.
         """
-        num_atoms = graph.num_atoms.tolist()
-        for name in set(names):
-            own = [other == name for other in names]
-            chosen = torch.tensor(own, device=graph.energy.device)
-            sums = self._sums.setdefault(name, ErrorSums())
-            sums.update(prediction, _with_labels_of(graph, chosen))
-            structures, atoms = self._sizes.get(name, (0, 0))
-            more = sum(compress(num_atoms, own))
-            self._sizes[name] = structures + sum(own), atoms + more
+        groups = torch.tensor([self._groups.number(name) for name in names])
+        errors = structure_errors(prediction, graph)
+        self._groups.add(errors, graph, groups.to(errors.device))
 
     def evaluations(self) -> dict[str, Evaluation]:
         """Return errors and counts by name."""
-        found = sorted(self._sums.items())
-        return {name: Evaluation.of(sums, *self._sizes[name]) for name, sums in found}
+        return dict(sorted(self._groups.evaluations().items()))
 
 
-def _with_labels_of(graph: AtomGraph, own: Tensor) -> AtomGraph:
-    return replace(
-        graph,
-        energy=graph.energy.where(own, math.nan),
-        forces=graph.forces.where(own[graph.batch, None], math.nan),
-        stress=graph.stress.where(own[:, None, None], math.nan),
-    )
+class _Groups:
+    """Sums of `structure_errors`, and numbers of structures and atoms, by group."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {name: k for k, name in enumerate(names)}
+        self._rows = torch.zeros(len(names) + 1, ErrorSums.SIZE + 2, dtype=torch.float64)
+
+    @property
+    def sums(self) -> dict[str, ErrorSums]:
+        return {name: ErrorSums(self._rows[k, :-2]) for name, k in self.names.items()}
+
+    def number(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def add(self, errors: Tensor, graph: AtomGraph, groups: Tensor) -> None:
+        """Add to each group (the number after the last is of no name) its structures."""
+        rows = self._rows.to(errors.device)
+        if missing := len(self.names) + 1 - len(rows):
+            rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
+        sizes = torch.stack([torch.ones_like(graph.num_atoms), graph.num_atoms], dim=1)
+        self._rows = rows.index_add(0, groups, torch.cat([errors, sizes.double()], dim=1))
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        sizes = self._rows[:, -2:].long().tolist()
+        return {n: Evaluation.of(s, *sizes[self.names[n]]) for n, s in self.sums.items()}
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import TrainingError
-from mlip.evaluate import ErrorSums, SourceErrors
+from mlip.evaluate import ErrorSums, SourceErrors, structure_errors
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
 from mlip.symmetry import random_rotations, rotated
@@ -251,8 +251,9 @@ class PotentialModule(L.LightningModule):
         return cosine_factor(progress, options["warmup"], options["final"])
 
     def _add(self, part: str, sums: dict[str, Tensor], prediction: Any, batch: AtomGraph) -> None:
-        self._errors[part].update(prediction, batch)
-        self._by_source[part].update(prediction, batch)
+        errors = structure_errors(prediction, batch)
+        self._errors[part].add(errors)
+        self._by_source[part].add(errors, batch)
         self._totals[part].add(sums)
 
     def _reset(self, part: str) -> None:

@@ -424,8 +424,8 @@ TRAINING = (
     Bug(
         "errors are means of the means of batches",
         "mlip/evaluate.py",
-        "[known.abs().sum(), known.square().sum(), labelled.sum()]",
-        "[known.abs().mean(), known.square().mean(), labelled.any()]",
+        "[known.abs().sum(1), known.square().sum(1), labelled.flatten(1).sum(1)]",
+        "[known.abs().mean(1), known.square().mean(1), labelled.flatten(1).any(1)]",
         (f"{LOSS}::test_errors_do_not_depend_on_the_batch_size",),
     ),
     Bug(
@@ -921,8 +921,8 @@ SEVERAL = (
     Bug(
         "the errors of a source are those of all",
         "mlip/evaluate.py",
-        "sums.update(prediction, _with_labels_of(graph, own))",
-        "sums.update(prediction, graph)",
+        "graph.source.where(named, count)",
+        "graph.source.new_zeros(graph.num_graphs)",
         (f"{LOSS}::test_errors_of_a_source_are_those_of_its_structures",),
     ),
 )
