@@ -35,7 +35,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--head", metavar="NAME", help="level of theory, if it knows several")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
-    parser.add_argument("--compile", action="store_true", help="a minute first, faster steps then")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a CPU a minute first, then faster steps"
+    )
     parser.set_defaults(run=run)
 
 

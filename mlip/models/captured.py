@@ -1,13 +1,15 @@
 """Energies and their derivatives as CUDA graphs, for small systems on a GPU.
 
-A call of a small potential is hundreds of kernels that take a GPU less time than Python needs to
-launch them. A CUDA graph is launched once; it repeats its kernels on the memory it was captured
-with. So sizes are fixed: a system is filled up with lone atoms, and with edges among those that are
-longer than the cutoff, to one of few sizes, and each of these is captured when it is first met.
-Every capture is compared with the plain way before it is used.
+A call of a small potential is hundreds of kernels, each launched by Python. A CUDA graph is
+launched once; it repeats its kernels on the memory it was captured with. So sizes are fixed: a
+system is filled up with lone atoms, and with edges from each of these to itself, to one of few
+sizes, and a size that is met again is captured. What makes edges and forces of a structure, and
+what fills up, is not part of it.
 
-Nothing here has run on a GPU yet. Its tests let a plain call take the place of a captured one, and
-see that what would be captured asks nothing of the numbers it is given.
+Nothing here has run on a GPU yet, and how much it saves is not known. A capture is made of lone
+atoms and then has to give the numbers of the plain way for the system it is for: what it did not
+capture, it cannot get right. In tests, a graph of PyTorch's operations takes the place of one of
+kernels, and what would be captured is seen to ask nothing of the numbers it is given.
 
 Letters: N atoms, E edges.
 """
@@ -18,25 +20,35 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlip.errors import ConfigError
-from mlip.models.edge_function import EdgeFunction, arguments, check_arguments, expect, plain
+from mlip.models.edge_function import (
+    EdgeFunction,
+    arguments,
+    check_arguments,
+    compared,
+    expect,
+    plain,
+)
 from mlip.models.geometry import Geometry, NodeOutput
 from mlip.models.kernels import compiler
 from mlip.models.potential import Potential, gradient
 from mlip.models.tracing import tracing
 
 log = logging.getLogger("mlip")
-LARGEST = 100_000  # edges; beyond, kernels take longer than their launches
-KEPT = 8  # captures, those used last
+LARGEST = 100_000  # edges; a guess at where kernels take longer than their launches
+KEPT, MET = 16, 1000  # captures, and sizes that were met: those used last
 WARM_UP = 3  # calls before a capture: Triton compiles, libraries take what memory they need
 Function = Callable[..., list[Tensor]]
+Replay = Callable[[], None]
 # Takes a function and its inputs; returns its outputs and what computes them anew in place.
-Recorder = Callable[[Function, Sequence[Tensor]], tuple[list[Tensor], Callable[[], None]]]
+Recorder = Callable[[Function, Sequence[Tensor]], tuple[list[Tensor], Replay]]
 
 
 def obstacle(potential: Potential) -> str | None:
@@ -52,7 +64,7 @@ def obstacle(potential: Potential) -> str | None:
 
 
 class Captured:
-    """The captures of a potential and its copies, by sizes and weights."""
+    """The captures of a potential and its copies; calls of several threads wait for each other."""
 
     def __init__(self, record: Recorder | None = None) -> None:
         """Capture nothing yet.
@@ -60,11 +72,13 @@ class Captured:
         Args:
             record: captures a function; by default as a CUDA graph.
         """
-        self._record = record or cuda_graph
-        self._captures: OrderedDict[Any, _Capture] = OrderedDict()
+        self._record = record
+        self._captures: OrderedDict[Any, _Capture | None] = OrderedDict()  # None: met once
+        self._lock = Lock()
+        self._told = False
 
     def __deepcopy__(self, memo: Any) -> Captured:
-        """Return itself: captures know the weights they read."""
+        """Return itself: captures know what they are of."""
         return self
 
     def __reduce__(self) -> tuple[type[Captured], tuple[()]]:
@@ -77,7 +91,7 @@ class Captured:
         """Return what `potential.energies` returns and the derivative of its sum (E, 3).
 
         Args:
-            potential: frozen.
+            potential: frozen; after its weights have changed, frozen again.
             geometry: of at least one edge; what graphs it is of does not matter.
             create_graph: whether results are to be differentiated; they cannot be.
 
@@ -91,48 +105,68 @@ class Captured:
                 "torch.no_grad(), or set potential.compiled = None"
             )
         check_arguments(potential, geometry)
-        if geometry.edge_index.shape[1] > LARGEST:
-            output = potential.energies(geometry)
-            grads = gradient(output.energy, [geometry.edge_vectors], create_graph=False)
-            return output, list(grads)
+        if geometry.edge_index.shape[1] > LARGEST or potential.frozen is None:
+            return _plainly(potential, geometry)
+        with self._lock:
+            return self._captured(potential, geometry)
+
+    def _captured(
+        self, potential: Potential, geometry: Geometry
+    ) -> tuple[NodeOutput, list[Tensor]]:
         given = [x.detach() for x in arguments(geometry)]
-        weights = [*potential.parameters(), *potential.buffers()]
-        atoms, edges = room(len(geometry.atomic_numbers) + 1), room(geometry.edge_index.shape[1])
-        key = (atoms, edges, *(w.data_ptr() for w in weights))
-        capture = self._captures.get(key)
+        sizes = room(len(given[1]) + 1), room(len(given[0]))
+        key = (id(potential.frozen), stream_of(given[0].device), *sizes)
+        if key not in self._captures:
+            self._keep(key, None)
+            return _plainly(potential, geometry)
+        capture = self._captures[key]
         if capture is None:
-            capture = self._new(potential, geometry, given, (atoms, edges), weights)
-            self._captures[key] = capture
-            if len(self._captures) > KEPT:
-                self._captures.popitem(last=False)
+            right = plain(potential, geometry, [])  # also makes the constants of the model
+            capture = self._new(potential, given, sizes)
+            if not expect(compared(capture(given), []), right, "captured"):
+                return NodeOutput(right["energies"], right.get("features")), [right["forces"]]
+            self._keep(key, capture)
         self._captures.move_to_end(key)
         energy, slope, *features = capture(given)
         return NodeOutput(energy, features[0] if features else None), [slope]
 
     def _new(
-        self,
-        potential: Potential,
-        geometry: Geometry,
-        given: Sequence[Tensor],
-        sizes: tuple[int, int],
-        weights: list[Tensor],
+        self, potential: Potential, given: Sequence[Tensor], sizes: tuple[int, int]
     ) -> _Capture:
-        right = plain(potential, geometry, [])  # also makes the constants of the model
-        inputs = lone_atoms(potential, given, *sizes)
-        capture = _Capture(inputs, potential.cutoff, weights)
-        capture.fill(given)
+        record = self._record
+        if record is None:
+            if reason := _elsewhere(potential) or obstacle(potential):
+                raise ConfigError(f"compile=true cannot be had: {reason}")
+            record = cuda_graph
+        memory = _Memory(potential, given, *sizes)
         log.debug("capturing the potential for %d atoms and %d edges", *sizes)
         try:
-            outputs, capture.replay = self._record(_function(potential), inputs)
+            outputs, replay = record(_function(potential), memory.inputs)
+        except torch.OutOfMemoryError:  # a caller may go on with less
+            self._captures.clear()
+            raise
         except RuntimeError as error:  # what is not permitted while a stream captures
             words = " ".join(str(error).split())[:500]
             raise ConfigError(
                 f"compile=true: this potential could not be captured ({words}); compile=false "
                 "does without"
             ) from error
-        capture.outputs = outputs
-        expect(capture(given), right)
-        return capture
+        return _Capture(memory, outputs, replay, potential.frozen)
+
+    def _keep(self, key: Any, capture: _Capture | None) -> None:
+        self._captures[key] = capture
+        if len(self._captures) > MET:
+            self._captures.popitem(last=False)
+        made = [k for k, other in self._captures.items() if other is not None]
+        if len(made) > KEPT:
+            del self._captures[made[0]]
+            if not self._told:
+                log.warning(
+                    "compile=true: systems of more than %d sizes in turns are captured again and "
+                    "again, which takes longer than compile=false",
+                    KEPT,
+                )
+            self._told = True
 
 
 def room(count: int) -> int:
@@ -141,61 +175,75 @@ def room(count: int) -> int:
     return -(-count // step) * step
 
 
-def lone_atoms(
-    potential: Potential, like: Sequence[Tensor], atoms: int, edges: int
-) -> list[Tensor]:
-    """Arguments of an `EdgeFunction` of neutral atoms, for others to be written over."""
-    out = [
-        x.new_zeros(*(sizes if k == 2 else (sizes[0], *x.shape[1:])))
-        for k, (x, sizes) in enumerate(
-            zip(like, [(edges,), (atoms,), (2, edges), *[(atoms,)] * 4], strict=True)
-        )
-    ]
-    out[1].fill_(potential.species[0])
-    return out
+class _Memory:
+    """What a capture reads: arguments of an `EdgeFunction`, with room for more atoms and edges."""
 
+    def __init__(
+        self, potential: Potential, like: Sequence[Tensor], atoms: int, edges: int
+    ) -> None:
+        """Hold lone atoms.
 
-@dataclass
-class _Capture:
-    """One capture: the memory that it reads and writes."""
+        Args:
+            potential: whose first element lone atoms are.
+            like: arguments of the same kinds, on the same device.
+            atoms: how many fit; the last is never written over.
+            edges: how many fit.
+        """
+        vectors, numbers, edge_index, *others = like
+        self.inputs = [
+            vectors.new_zeros(edges, 3),
+            numbers.new_full((atoms,), potential.species[0]),
+            edge_index.new_zeros(2, edges),
+            *(x.new_zeros(atoms, *x.shape[1:]) for x in others),
+        ]
+        self._far = 2.0 * potential.cutoff  # Å
+        self._fill_up(0, 0)
 
-    inputs: list[Tensor]
-    cutoff: float
-    weights: list[Tensor]  # kept, so that no other weights come to lie where these are
-    outputs: Sequence[Tensor] = ()
-    replay: Callable[[], None] = lambda: None
-    filled: tuple[int, int] = (-1, -1)
-
-    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """Return energies (N,), derivatives (E, 3) and features, if any, (N, C)."""
-        self.fill(given)
-        self.replay()
-        n, e = self.filled
-        energy, slope, *features = self.outputs  # the next replay writes over them
-        return [energy[:n].clone(), slope[:e].clone(), *(x[:n].clone() for x in features)]
-
-    def fill(self, given: Sequence[Tensor]) -> None:
-        """Write what was given over the first atoms and edges, and let nothing be left behind."""
+    def fill(self, given: Sequence[Tensor]) -> tuple[int, int]:
+        """Write a system over what was there, and return how many atoms and edges it has."""
         vectors, numbers, edge_index, *others = self.inputs
         n, e = len(given[1]), len(given[0])
         vectors[:e].copy_(given[0])
         edge_index[:, :e].copy_(given[2])
         for kept, new in zip((numbers, *others), (given[1], *given[3:]), strict=True):
             kept[:n].copy_(new)
-        if self.filled != (n, e):
+        if self._filled != (n, e):
             self._fill_up(n, e)
+        return n, e
 
     def _fill_up(self, n: int, e: int) -> None:
         """Divide the other edges equally among the other atoms, each from an atom to itself."""
         vectors, numbers, edge_index, *others = self.inputs
         lone, rest = len(numbers) - n, len(vectors) - e
         vectors[e:] = 0.0
-        vectors[e:, 0] = 2.0 * self.cutoff
+        vectors[e:, 0] = self._far
         edge_index[:, e:] = n + torch.arange(rest, device=edge_index.device) * lone // max(rest, 1)
-        numbers[n:] = numbers[-1]  # the last was never written over
+        numbers[n:] = numbers[-1].clone()
         for x in others:
             x[n:] = 0
-        self.filled = (n, e)
+        self._filled = n, e
+
+
+@dataclass(frozen=True)
+class _Capture:
+    """A captured function: what it reads, what it writes, and what makes it do so."""
+
+    memory: _Memory
+    outputs: Sequence[Tensor]
+    replay: Replay
+    frozen: Tensor | None  # of the potential: as long as it is kept, no other has its id
+
+    def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Return energies (N,), derivatives (E, 3) and features, if any, (N, C)."""
+        n, e = self.memory.fill(given)
+        self.replay()
+        energy, slope, *features = self.outputs  # the next replay writes over them
+        return [energy[:n].clone(), slope[:e].clone(), *(x[:n].clone() for x in features)]
+
+
+def _plainly(potential: Potential, geometry: Geometry) -> tuple[NodeOutput, list[Tensor]]:
+    output = potential.energies(geometry)
+    return output, list(gradient(output.energy, [geometry.edge_vectors], create_graph=False))
 
 
 def _function(potential: Potential) -> Function:
@@ -213,27 +261,45 @@ def _function(potential: Potential) -> Function:
     return function
 
 
-def cuda_graph(
-    function: Function, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], Callable[[], None]]:
+def _elsewhere(potential: Potential) -> str | None:
+    if potential.device.type == "cuda":
+        return None
+    return f"the potential was on a GPU and is now on {potential.device}; compile it again"
+
+
+def stream_of(device: torch.device) -> int:
+    """Number of the stream that work on a device is now queued in: captures belong to one."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """The stream that all captures of a device are made in; libraries keep memory for each."""
+    return torch.cuda.Stream(device)
+
+
+@cache
+def _pool(device: torch.device) -> Any:
+    """Memory that captures of a device share, which they may as they are replayed in turns."""
+    with torch.cuda.device(device):
+        return torch.cuda.graph_pool_handle()
+
+
+def cuda_graph(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Replay]:
     """Capture a function of tensors on a GPU; return its outputs and what replays it.
 
     Raises:
-        ConfigError: the tensors are elsewhere.
         RuntimeError: the function does what cannot be captured.
     """
     device = inputs[0].device
-    if device.type != "cuda":
-        raise ConfigError(
-            f"compile=true: the potential was on a GPU and is now on {device}; compile it again"
-        )
-    aside = torch.cuda.Stream(device)
+    aside, graph = _aside(device), torch.cuda.CUDAGraph()
     aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
+    with torch.cuda.device(device), torch.cuda.stream(aside):  # restored if the capture fails
         for _ in range(WARM_UP):
             function(*inputs)
+        with torch.cuda.graph(
+            graph, pool=_pool(device), stream=aside, capture_error_mode="thread_local"
+        ):
+            outputs = function(*inputs)
     torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        outputs = function(*inputs)
     return outputs, graph.replay

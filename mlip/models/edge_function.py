@@ -87,36 +87,50 @@ class EdgeFunction(nn.Module):
         return output
 
 
-def plain(potential: Potential, geometry: Geometry, leaves: list[Tensor]) -> list[Tensor]:
-    """The results that `expect` compares with, by the potential itself."""
+def plain(potential: Potential, geometry: Geometry, leaves: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What `expect` compares with, by the potential itself."""
     with torch.enable_grad():
-        energy = potential.energies(geometry).energy
-        (slope,) = gradient(energy, [geometry.edge_vectors], create_graph=bool(leaves))
-        return checked(energy, slope, leaves)
+        output = potential.energies(geometry)
+        (slope,) = gradient(output.energy, [geometry.edge_vectors], create_graph=bool(leaves))
+        features = [] if output.features is None else [output.features]
+        return compared([output.energy, slope, *features], leaves)
 
 
-def checked(energy: Tensor, slope: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Return what is compared: energies, derivatives and, for training, a gradient of weights."""
-    out = [energy.detach(), slope.detach()]
+def compared(results: Sequence[Tensor], leaves: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return what is compared, by what it is called.
+
+    Args:
+        results: energies, derivatives and features, if there are any.
+        leaves: weights that are trained; then also the gradient of derivatives by them.
+    """
+    names = ("energies", "forces", "features")
+    out = {name: x.detach() for name, x in zip(names, results, strict=False)}
     if leaves:
-        gradients = gradient(slope.square(), leaves, create_graph=False)
-        out.append(torch.cat([g.flatten() for g in gradients]))
+        gradients = gradient(results[1].square(), list(leaves), create_graph=False)
+        out["gradients of weights"] = torch.cat([g.flatten() for g in gradients])
     return out
 
 
-def expect(results: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
-    """Expect the numbers of the plain way.
+def expect(found: dict[str, Tensor], right: dict[str, Tensor], way: str) -> bool:
+    """Expect the numbers of the plain way; return whether these are any.
+
+    Args:
+        found: by another way.
+        right: by the plain one; not finite where a structure is impossible: no comparison then.
+        way: what the other is called.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they differ.
     """
-    names = ("energies", "forces", "gradients of weights")
-    for name, ours, expected in zip(names, results, plain, strict=False):
-        error = float((ours - expected).abs().max())
+    if not all(bool(torch.isfinite(x).all()) for x in right.values()):
+        return False
+    for name, expected in right.items():
+        error = float((found[name] - expected).abs().max())
         scale = max(float(expected.abs().max()), 1e-3)
         if not error <= DIFFERENCE.get(expected.dtype, 1e-3) * scale:
             raise ConfigError(
-                f"compile=true: the compiled {name} differ from the plain ones by {error:.1e} of "
+                f"compile=true: the {way} {name} differ from the plain ones by {error:.1e} of "
                 f"{scale:.1e}; compile=false does without. Please report it with the versions "
                 "that `mlip doctor` prints"
             )
+    return True

@@ -168,6 +168,11 @@ class Potential(nn.Module):
         """Where it computes."""
         return self.e0.device
 
+    @property
+    def frozen(self) -> Tensor | None:
+        """What `freeze` found for isolated atoms, another tensor each time; None if not frozen."""
+        return self._isolated
+
     # -- computation ---------------------------------------------------------------------------
 
     def forward(self, graph: AtomGraph, *, derivatives: bool = True) -> Prediction:
@@ -180,9 +185,17 @@ class Potential(nn.Module):
 
         Under `torch.no_grad()` the result carries no graph; otherwise forces and stress are
         differentiable (training on forces, Hessians).
+
+        Raises:
+            ConfigError: under `torch.inference_mode()`, where there are no derivatives.
         """
         create_graph = torch.is_grad_enabled()  # a caller under no_grad wants plain numbers
         differentiate = derivatives and self.conservative
+        if differentiate and torch.is_inference_mode_enabled():
+            raise ConfigError(
+                "forces are derivatives, which torch.inference_mode() has none of; use "
+                "torch.no_grad()"
+            )
         with torch.set_grad_enabled(create_graph or differentiate):
             geometry, leaves, strain = self._geometry(graph, differentiate)
             whole, alone = self._with_isolated(geometry)

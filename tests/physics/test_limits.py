@@ -9,6 +9,7 @@ import torch
 from conftest import E0, SPECIES, VARIANTS, build, predict
 
 from mlip.errors import DataError
+from mlip.errors import ConfigError
 from mlip.graph import AtomGraph, collate
 from mlip.models.potential import Potential, check_species
 from mlip.models.registry import PotentialSpec, build_potential
@@ -189,6 +190,15 @@ def test_each_level_of_theory_has_its_own_reference_energies(bulk_atoms):
         graph = AtomGraph.from_atoms(bulk_atoms, potential.cutoff).with_head(head)
         energies.append(potential(graph).energy.item())
     assert energies[1] - energies[0] == pytest.approx(80.0 + 6.0, abs=1e-9)
+
+
+@pytest.mark.needs("conservative")
+def test_where_there_are_no_derivatives_forces_are_refused_not_zero(potential, small_atoms):
+    graph = AtomGraph.from_atoms(small_atoms, potential.cutoff)
+    with torch.inference_mode():
+        with pytest.raises(ConfigError, match=r"inference_mode.*no_grad"):
+            potential(graph)
+        assert torch.isfinite(potential(graph, derivatives=False).energy).all()
 
 
 @pytest.mark.needs("conservative")

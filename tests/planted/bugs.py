@@ -1321,9 +1321,16 @@ PLACES = (
     Bug(
         "other weights replay a capture",
         "mlip/models/captured.py",
-        "key = (atoms, edges, *(w.data_ptr() for w in weights))",
-        "key = (atoms, edges)",
+        "key = (id(potential.frozen), stream_of(given[0].device), *sizes)",
+        "key = sizes",
         (f"{CAPTURED}::test_other_weights_are_other_captures",),
+    ),
+    Bug(
+        "a capture is made of the system it is compared with",
+        "mlip/models/captured.py",
+        "        memory = _Memory(potential, given, *sizes)\n",
+        "        memory = _Memory(potential, given, *sizes)\n        memory.fill(given)\n",
+        (f"{CAPTURED}::test_wrong_numbers_and_failures_are_refused",),
     ),
     Bug(
         "a captured function looks at values",
