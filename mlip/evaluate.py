@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ase
@@ -145,15 +145,15 @@ class SourceErrors:
         """Add `structure_errors` of a batch; structures of no source are left out."""
         if count := len(self._groups.names):
             named = (graph.source >= 0) & (graph.source < count)
-            self._groups.add(errors, graph, graph.source.where(named, count))
+            self._groups.add(errors, graph, (graph.source + 1).where(named, 0))
 
     def compute(self) -> dict[str, float]:
         """Return the errors of all, as SOURCE/forces_mae."""
         return {f"{n}/{k}": v for n, sums in self.sums.items() for k, v in sums.compute().items()}
 
-    def evaluations(self) -> dict[str, Evaluation]:
-        """Return errors and counts by source."""
-        return self._groups.evaluations()
+    def evaluations(self, times: int = 1) -> dict[str, Evaluation]:
+        """Return errors and counts by source, of structures that were added so many times."""
+        return self._groups.evaluations(times)
 
 
 class NamedErrors:
@@ -180,10 +180,13 @@ class NamedErrors:
 
 
 class _Groups:
-    """Sums of `structure_errors`, and numbers of structures and atoms, by group."""
+    """Sums of `structure_errors`, and numbers of structures and atoms, by group.
+
+    Group 0 is of structures without a name, and told to nobody.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = {name: k for k, name in enumerate(names)}
+        self.names = {name: 1 + k for k, name in enumerate(names)}
         self._rows = torch.zeros(len(names) + 1, ErrorSums.SIZE + 2, dtype=torch.float64)
 
     @property
@@ -191,19 +194,21 @@ class _Groups:
         return {name: ErrorSums(self._rows[k, :-2]) for name, k in self.names.items()}
 
     def number(self, name: str) -> int:
-        return self.names.setdefault(name, len(self.names))
+        return self.names.setdefault(name, len(self.names) + 1)
 
     def add(self, errors: Tensor, graph: AtomGraph, groups: Tensor) -> None:
-        """Add to each group (the number after the last is of no name) its structures."""
+        """Add each structure to its group (B,)."""
         rows = self._rows.to(errors.device)
         if missing := len(self.names) + 1 - len(rows):
             rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
         sizes = torch.stack([torch.ones_like(graph.num_atoms), graph.num_atoms], dim=1)
         self._rows = rows.index_add(0, groups, torch.cat([errors, sizes.double()], dim=1))
 
-    def evaluations(self) -> dict[str, Evaluation]:
-        sizes = self._rows[:, -2:].long().tolist()
-        return {n: Evaluation.of(s, *sizes[self.names[n]]) for n, s in self.sums.items()}
+    def evaluations(self, times: int = 1) -> dict[str, Evaluation]:
+        sizes = (self._rows[:, -2:].long() // times).tolist()
+        return {
+            n: Evaluation.of(s, *sizes[self.names[n]], times=times) for n, s in self.sums.items()
+        }
 
 
 @dataclass
@@ -216,9 +221,12 @@ class Evaluation:
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # true, predicted
 
     @classmethod
-    def of(cls, sums: ErrorSums, structures: int, atoms: int, **more: Any) -> Evaluation:
-        """Return what was summed over so many structures and atoms."""
-        counts = {"structures": structures, "atoms": atoms, **sums.counts()}
+    def of(
+        cls, sums: ErrorSums, structures: int, atoms: int, *, times: int = 1, **more: Any
+    ) -> Evaluation:
+        """Return what was summed over so many structures and atoms, each so many times."""
+        own = {name: count // times for name, count in sums.counts().items()}
+        counts = {"structures": structures, "atoms": atoms, **own}
         return cls(metrics=sums.compute(), counts=counts, **more)
 
     def to_dict(self) -> dict[str, Any]:
@@ -234,6 +242,7 @@ def evaluate_batches(
     potential: Potential,
     batches: Iterable[AtomGraph],
     *,
+    times: int = 1,
     collect: bool = False,
     observe: Callable[[Prediction, AtomGraph], None] | None = None,
 ) -> Evaluation:
@@ -242,6 +251,7 @@ def evaluate_batches(
     Args:
         potential: frozen, on the device to use.
         batches: with labels (NaN = none); consumed one by one.
+        times: how often each structure occurs in them; counts are of structures all the same.
         collect: keep the pairs of values for parity plots (up to about 200,000 each, of those
             with a finite prediction; `counts` and `metrics` are of all).
         observe: also called with every prediction and its batch.
@@ -286,8 +296,9 @@ def evaluate_batches(
     joined = {k: np.concatenate(v, axis=1) for k, v in pairs.items() if v}
     return Evaluation.of(
         sums,
-        structures,
-        atoms,
+        structures // times,
+        atoms // times,
+        times=times,
         forces_mae_per_element=per_element,
         pairs={k: (v[0], v[1]) for k, v in joined.items() if v.shape[1]},
     )
@@ -320,14 +331,18 @@ def batches_of(
     waiting: list[ase.Atoms] = []
     size = 0
 
+    before = 0
+
     def graph() -> AtomGraph:
         arrays = [structure_arrays(atoms) for atoms in waiting]
-        return AtomGraph.connected(arrays, potential.cutoff, potential.device).with_head(number)
+        out = AtomGraph.connected(arrays, potential.cutoff, potential.device).with_head(number)
+        return replace(out, sample_id=before + torch.arange(len(waiting), device=potential.device))
 
     for atoms in structures:
         check_species(atoms.numbers, known)
         if waiting and size + len(atoms) > max_atoms:
             yield waiting, graph()
+            before += len(waiting)
             waiting, size = [], 0
         waiting.append(atoms)
         size += len(atoms)

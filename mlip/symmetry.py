@@ -31,6 +31,45 @@ def random_rotations(count: int, generator: torch.Generator | None = None) -> Te
     return q * torch.linalg.det(q)[:, None, None].sign()
 
 
+def fixed_rotations(graph: AtomGraph, number: int = 0) -> Tensor:
+    """Uniform proper rotations (B, 3, 3), float64: those of a structure in whatever batch it is.
+
+    They depend on `number`, on where the structure comes from (`source` and `sample_id`) and, where
+    that is not known, on its place in the batch. So errors on turned structures depend neither on
+    the size of batches nor on how many processes share them. Nothing is waited for.
+    """
+    row = graph.sample_id.where(
+        graph.sample_id >= 0, torch.arange(graph.num_graphs, device=graph.sample_id.device)
+    )
+    seed = (row << 20) + graph.source + 1
+    share, *angles = (_uniform(seed, 3 * number + draw) for draw in range(3))
+    # a uniform quaternion from three uniform numbers (Shoemake, Graphics Gems III, 1992)
+    first, second = (2.0 * math.pi * angle for angle in angles)
+    near, far = share.sqrt(), (1.0 - share).sqrt()
+    x, y, z, w = far * first.sin(), far * first.cos(), near * second.sin(), near * second.cos()
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def _uniform(seed: Tensor, draw: int) -> Tensor:
+    """Numbers (B,) between 0 and 1, made of their seeds (B,) by the finaliser of SplitMix64."""
+
+    def signed(x: int) -> int:
+        return x - 2**64 if x >= 2**63 else x
+
+    def shifted(x: Tensor, by: int) -> Tensor:
+        return (x >> by) & ((1 << (64 - by)) - 1)
+
+    x = seed * signed(0x9E3779B97F4A7C15) + signed((draw + 1) * 0xD1342543DE82EF95 % 2**64)
+    for by, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ shifted(x, by)) * signed(factor)
+    return (shifted(x ^ shifted(x, 31), 11).double() + 0.5) * 2.0**-53
+
+
 @cache
 def rotation_group(order: int) -> Tensor:
     """Proper rotations of a regular body, (order, 3, 3), float64: all products of its generators.
@@ -133,11 +172,11 @@ def rotated(graph: AtomGraph, q: Tensor) -> AtomGraph:
     )
 
 
-def randomly_turned(batches: Iterable[AtomGraph], seed: int = 0) -> Iterator[AtomGraph]:
-    """Turn every structure of `batches`, labels included, the same way each time."""
-    generator = torch.Generator().manual_seed(seed)
+def turned(batches: Iterable[AtomGraph], rotations: int = 1) -> Iterator[AtomGraph]:
+    """Turn every structure of `batches`, labels included, by each of its `fixed_rotations`."""
     for graph in batches:
-        yield rotated(graph, random_rotations(graph.num_graphs, generator))
+        for number in range(rotations):
+            yield rotated(graph, fixed_rotations(graph, number))
 
 
 def symmetry_errors(
@@ -157,12 +196,11 @@ def symmetry_errors(
         difference to the prediction that was turned, and the latter relative to the root mean
         square of the forces, `forces_relative`.
     """
-    generator = torch.Generator().manual_seed(0)
     found = {"rotation": _Changes(), "inversion": _Changes()}
     for graph in graphs:
         b = graph.num_graphs
         inversion = -torch.eye(3, dtype=torch.float64).expand(b, 3, 3)
-        turns = [random_rotations(b, generator) for _ in range(rotations)]
+        turns = [fixed_rotations(graph, number) for number in range(rotations)]
         with torch.no_grad():
             reference = potential(graph)
         for changes, operations in zip(found.values(), (turns, [inversion]), strict=True):

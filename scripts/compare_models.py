@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,8 +32,11 @@ from machine import processor
 
 from mlip.allocator import keep_freed_memory
 from mlip.atomic import atomic_write
+from mlip.data.prepare import prepare_data
+from mlip.evaluate import ErrorSums
 from mlip.potential_file import package_versions, read_metadata
 from mlip.report.compare import compare_runs, comparison_text, write_comparison
+from mlip.training.config import load_config
 from mlip.training.run import RunResult, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +83,19 @@ def record(run: RunResult, steps: int, seconds: float) -> dict[str, Any]:
             k.split("/")[1]: v for k, v in run.metrics.items() if k.startswith("test_frame/")
         },
         "symmetry_errors": metadata["symmetry_errors"],
+        "training_cost": metadata["training_cost"],
     }
+
+
+def errors_of_zero(dataset: str, seed: int) -> dict[str, float]:
+    """Errors on the test part of predicting no forces and no stress: what has to be beaten."""
+    data = prepare_data(load_config([f"experiment={dataset}"])["data"], cutoff=1.0, seed=seed)
+    sums, test = ErrorSums(), data.loader("test")
+    assert test is not None
+    for graph in test:
+        nothing = {"energy": graph.energy * torch.nan, "forces": 0.0 * graph.forces}
+        sums.update(SimpleNamespace(**nothing, stress=0.0 * graph.stress), graph)  # type: ignore[arg-type]
+    return {k: v for k, v in sums.compute().items() if k.endswith(("mae", "rmse")) and v == v}
 
 
 def main() -> None:
@@ -107,6 +123,9 @@ def main() -> None:
         f"{torch.cuda.get_device_name() if options.accelerator != 'cpu' else 'no GPU'}",
         "versions": package_versions(),
     }
+
+    if "zero" not in entry:
+        entry["zero"] = errors_of_zero(options.dataset, options.seed)
 
     def save() -> None:
         with atomic_write(file) as temporary:

@@ -66,6 +66,11 @@ def parts(
     return {"test": atoms[: cuts[0]], "val": atoms[cuts[0] : cuts[1]], "pool": atoms[cuts[1] :]}
 
 
+def mean_size_of_forces(structures: Sequence[ase.Atoms]) -> float:
+    """What predicting no forces is off by, eV/Å: what has to be beaten."""
+    return float(np.concatenate([abs(a.get_forces()).ravel() for a in structures]).mean())
+
+
 def bare(atoms: ase.Atoms) -> ase.Atoms:
     """Geometry, labels, charge and spin: what an extxyz file of a part needs."""
     out = atoms.copy()
@@ -151,7 +156,8 @@ def main() -> None:
     if options.data is None or options.output is None:
         parser.error("give DATA and --output NAME, or --summary")
 
-    split = parts(unique_structures(options.data, options.group), options.held_out)
+    structures = unique_structures(options.data, options.group)
+    split = parts(structures, options.held_out)
     counts = {name: len(atoms) for name, atoms in split.items()}
     sizes = sorted({min(size or counts["pool"], counts["pool"]) for size in options.sizes})
     folder = ROOT / "outputs" / "objectives" / options.output / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -169,6 +175,8 @@ def main() -> None:
         f"--seeds {' '.join(map(str, options.seeds))}"
         + (f" --override {' '.join(options.override)}" if options.override else ""),
         "structures": counts,
+        "test_groups": len({name for name, a in structures if any(a is b for b in split["test"])}),
+        "zero_forces_mae": mean_size_of_forces(split["test"]),
         "machine": f"{processor()}, {torch.get_num_threads()} torch thread(s)",
         "versions": {"torch": torch.__version__},
     }

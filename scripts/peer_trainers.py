@@ -21,6 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.io import read, write
 
+from mlip.data.prepare import prepare_data
 from mlip.data.readers import read_structures
 from mlip.training.config import load_config
 
@@ -47,9 +48,14 @@ class PeerTrainer(ABC):
         self.batch_size = int(data["batch_size"])
         paths = data["train"] if isinstance(data["train"], list) else [data["train"]]
         frames = list(read_structures([Path(p) for p in paths]))
-        self.isolated = {int(a.numbers[0]): a.get_potential_energy() for a in frames if len(a) == 1}
-        self.train = [a for a in frames if len(a) > 1]
-        self.test = list(read_structures([Path(data["test"])]))
+        self.isolated: dict[int, float] = {}
+        if data["test"] is None:  # what we would test on, too
+            self.train, self.test = _split(data, frames)
+        else:
+            alone = [a for a in frames if len(a) == 1]
+            self.isolated = {int(a.numbers[0]): a.get_potential_energy() for a in alone}
+            self.train = [a for a in frames if len(a) > 1]
+            self.test = list(read_structures([Path(data["test"])]))
         self.periodic = bool(self.train[0].pbc.all())
 
     @abstractmethod
@@ -269,6 +275,18 @@ write("out.extxyz", out)
 
 
 PEERS = {"mace-small": ("mace", Mace), "nequip-preset-S": ("nequip", Nequip)}
+
+
+def _split(data: Any, frames: list[ase.Atoms]) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
+    """Training and validation frames together, and test frames, as in our runs of seed 0."""
+    parts = prepare_data(data, cutoff=1.0, seed=0).parts
+    rows = {name: [int(k) for k in indices] for name, (_, indices) in parts.items()}
+    if sorted(k for own in rows.values() for k in own) != list(range(len(frames))):
+        raise SystemExit("some frames are not used by us: which are which is not known")
+    return (
+        [frames[k] for name in ("train", "val") for k in rows[name]],
+        [frames[k] for k in rows["test"]],
+    )
 
 
 def _decay(epochs: int) -> float:

@@ -25,6 +25,7 @@ from mlip.allocator import keep_freed_memory
 from mlip.potential_file import package_versions
 from mlip.training.run import train
 
+TRANSIP = ["model=transip-tiny", "objective=augmented"]
 RUNS: dict[str, list[str]] = {
     "recipe": [],
     "adamw, lr 1e-2": ["optimizer=adamw"],
@@ -40,6 +41,14 @@ RUNS: dict[str, list[str]] = {
     "three layers": ["model.num_layers=3"],
     "L=1, three layers": ["model.num_layers=3", "model.channels=[64,32]"],
     "facet-s": ["model=facet-s"],
+    "nequip-s": ["model=nequip-s"],
+    "nequip-s, lr 2e-2": ["model=nequip-s", "optimizer.lr=2e-2"],
+    "nequip-s, lr 5e-3": ["model=nequip-s", "optimizer.lr=5e-3"],
+    "nequip-s, adamw, lr 1e-2": ["model=nequip-s", "optimizer=adamw"],
+    "transip-tiny": TRANSIP,
+    "transip-tiny, lr 3e-3": [*TRANSIP, "optimizer.lr=3e-3"],
+    "transip-tiny, lr 1e-3": [*TRANSIP, "optimizer.lr=1e-3"],
+    "transip-tiny, adamw, lr 1e-3": [*TRANSIP, "optimizer=adamw", "optimizer.lr=1e-3"],
 }
 
 
@@ -60,7 +69,7 @@ def main() -> None:
     )
     document |= {
         "what": "3BPA, train_300K (450 train, 50 validation frames), errors on test_300K; each "
-        "run changes one thing of the recipe (facet-xs)",
+        "run changes one thing of the recipe (facet-xs where no model is named)",
         "command": f"OMP_NUM_THREADS={torch.get_num_threads()} python scripts/recipe.py DATA "
         f"--epochs {args.epochs} --json FILE",
         "hardware": f"{os.cpu_count()} cores, {torch.get_num_threads()} thread(s), "

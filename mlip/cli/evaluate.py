@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from mlip.errors import DataError
     from mlip.evaluate import NamedErrors, batches_of, evaluate_batches
     from mlip.potential_file import load_potential
-    from mlip.symmetry import randomly_turned
+    from mlip.symmetry import turned
 
     files, options = split_words(args.data)
     options = {"format": args.format, "energy": args.energy, **options}
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     stream = batches()
     if args.turned:
-        stream = randomly_turned(stream)
+        stream = turned(stream)
     elif potential.symmetry == "none":
         log.warning(
             "this potential has no exact rotation symmetry and these are errors in the file's "

@@ -202,8 +202,8 @@ class GlobalAttention(_Heads):
     """Every atom of a molecule attends to all of it.
 
     w_ij = softmax_j(q_i·k_j + Σ_k b_k f_k(r_ij)), o_i = Σ_j w_ij (1 + Σ_k c_k f_k(r_ij)) v_j, with
-    f from `expand_pairs`; b is of a head, c of two channels that a phase turns together. The
-    published model has neither (`num_basis=0`): it sees distances by rotary phases only.
+    f from `expand_pairs`; b is of a head, c of two channels that a phase turns together. No
+    source says that the published model has either; without (`num_basis=0`) rotary phases are all.
 
     Memory: a layer keeps a few arrays of at most `MAX_WEIGHTS` numbers for the backward pass: a
     weight, and its product with each function, of each pair and head. Molecules that would take

@@ -10,10 +10,10 @@ to be one below.
 
 Two ways to attend, with the same rotary algebra:
 
-- `global`: every atom of a molecule sees every other, by rotary phases as published and by its
-  distance, which is ours. No token knows where it is, only where others are from it: a fragment far
-  from the rest is seen as well as one in the middle. Not local, not extensive, only for structures
-  without periodic axes. Edges are not read.
+- `global`: every atom of a molecule sees every other, by rotary phases and by its distance, which
+  no source says of the published model. No token knows where it is, only where others are from it:
+  a fragment far from the rest is seen as well as one in the middle. Not local, not extensive, only
+  for structures without periodic axes. Edges are not read.
 - `neighbours`: an atom sees itself, its neighbours within the cutoff through relative vectors, and
   a null key. All that comes along an edge carries a smooth envelope, so the energy is C2 where a
   neighbour enters, be it the first one; no quantity of the whole graph enters, so it is extensive
@@ -98,8 +98,8 @@ class TransIP(nn.Module):
             num_basis: radial basis functions of distances.
             rope_sigma: standard deviation of the initial frequencies' components, 1/Å.
             distances: whether global attention sees distances beside rotary phases, as attention
-                to neighbours always does. The published model does not, and learns little in a
-                short training.
+                to neighbours always does. No source says that the published model does; ours
+                learns little without in a short training.
             forces: "gradient" of the energy, or "direct": a head of their own, faster and not
                 conservative.
 

@@ -10,14 +10,14 @@ from mlip.evaluate import Evaluation, SourceErrors, evaluate_batches
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential, Prediction
 from mlip.quantities import MILLI, QUANTITIES
-from mlip.symmetry import randomly_turned
+from mlip.symmetry import turned
 from mlip.training.loss import HuberLoss, LossTotal
 
 log = logging.getLogger("mlip")
 
 
 def evaluate_held_out(
-    data: PreparedData, potential: Potential, loss: HuberLoss
+    data: PreparedData, potential: Potential, loss: HuberLoss, rotations: int = 1
 ) -> tuple[dict[str, Evaluation], dict[str, float]]:
     """Measure and log errors.
 
@@ -25,6 +25,7 @@ def evaluate_held_out(
         data: of the run.
         potential: frozen, on the device to use.
         loss: that was minimised.
+        rotations: of each structure, if the potential has no exact symmetry.
 
     Returns:
         Evaluations by part (and `part/source` where there are several sources), and all metrics as
@@ -32,7 +33,7 @@ def evaluate_held_out(
     """
     evaluations: dict[str, Evaluation] = {}
     metrics: dict[str, float] = {}
-    for part, batches in _held_out(data, turned=potential.symmetry == "none"):
+    for part, batches, times in _held_out(data, potential.symmetry != "none", rotations):
         total, by_source = LossTotal(loss), SourceErrors(data.source_names)
 
         def observe(
@@ -44,9 +45,11 @@ def evaluate_held_out(
             total.add(loss.sums(prediction, graph))
             by_source.update(prediction, graph)
 
-        evaluations[part] = evaluate_batches(potential, batches, collect=True, observe=observe)
+        evaluations[part] = evaluate_batches(
+            potential, batches, times=times, collect=True, observe=observe
+        )
         metrics[f"{part}/loss"] = total.mean()
-        own = by_source.evaluations()
+        own = by_source.evaluations(times)
         evaluations |= {f"{part}/{name}": own[name] for name in own if own[name].metrics}
     for name, evaluation in evaluations.items():
         metrics |= {f"{name}/{k}": v for k, v in evaluation.metrics.items()}
@@ -65,17 +68,22 @@ def source_columns(sources: Sequence[str]) -> list[str]:
     ]
 
 
-def _held_out(data: PreparedData, turned: bool) -> Iterator[tuple[str, Iterable[AtomGraph]]]:
-    """Yield what errors are reported on; without exact symmetry, turned at random and as given."""
+def _held_out(
+    data: PreparedData, symmetric: bool, rotations: int
+) -> Iterator[tuple[str, Iterable[AtomGraph], int]]:
+    """Yield what errors are reported on, and how often each structure occurs.
+
+    Without exact symmetry they are turned at random, and once more as they were given.
+    """
     for part in ("val", "test"):
         loader = data.loader(part)
         if loader is None:
             continue
-        if turned:
-            yield part, randomly_turned(loader)
-            yield f"{part}_frame", loader
+        if not symmetric:
+            yield part, turned(loader, rotations), rotations
+            yield f"{part}_frame", loader, 1
         else:
-            yield part, loader
+            yield part, loader, 1
 
 
 def _in_milli(metrics: Mapping[str, float]) -> str:

@@ -17,7 +17,7 @@ from mlip.errors import TrainingError
 from mlip.evaluate import ErrorSums, SourceErrors, structure_errors
 from mlip.graph import AtomGraph
 from mlip.models.potential import Potential
-from mlip.symmetry import random_rotations, rotated
+from mlip.symmetry import fixed_rotations, rotated
 from mlip.training.loss import HuberLoss, LossTotal
 from mlip.training.objectives import LatentEquivariance, Lesson, Standard
 from mlip.training.optimizers import make_optimizer
@@ -137,9 +137,8 @@ class PotentialModule(L.LightningModule):
             return
         self._symmetry["frame"].update(plain, batch)
         labels = {name: getattr(plain, name) for name in LABELS}
-        generator = torch.Generator().manual_seed(batch_idx)
-        for _ in range(self.rotations):
-            q = random_rotations(batch.num_graphs, generator)
+        for number in range(self.rotations):
+            q = fixed_rotations(batch, number)
             turned, as_if = rotated(batch, q), rotated(replace(batch, **labels), q)
             prediction = self.potential(turned)
             self._symmetry["rotation"].update(prediction, as_if)

@@ -257,7 +257,8 @@ def _finish(
     log.info(f"Saved    {path}")
     device = "cuda" if _accelerator(config["trainer"]["accelerator"]) == "cuda" else "cpu"
     potential = potential.to(device).freeze()
-    evaluations, errors = evaluate_held_out(data, potential, loss)
+    rotations = config["trainer"]["val_rotations"]
+    evaluations, errors = evaluate_held_out(data, potential, loss, rotations)
     metrics = metrics | errors
     counts = {part: e.counts for part, e in evaluations.items()}
     add_metadata(path, {"metrics": metrics, "metric_counts": counts})

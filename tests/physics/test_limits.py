@@ -8,8 +8,7 @@ import pytest
 import torch
 from conftest import E0, SPECIES, VARIANTS, build, predict
 
-from mlip.errors import DataError
-from mlip.errors import ConfigError
+from mlip.errors import ConfigError, DataError
 from mlip.graph import AtomGraph, collate
 from mlip.models.potential import Potential, check_species
 from mlip.models.registry import PotentialSpec, build_potential

@@ -494,8 +494,8 @@ TRAINING = (
     Bug(
         "several rotations of a validation structure are one",
         "mlip/training/module.py",
-        "        for _ in range(self.rotations):\n",
-        "        for _ in range(1):\n",
+        "        for number in range(self.rotations):\n",
+        "        for number in range(1):\n",
         ("tests/unit/training/test_validation.py::test_several_rotations_of_each_structure",),
     ),
     Bug(
@@ -921,8 +921,8 @@ SEVERAL = (
     Bug(
         "the errors of a source are those of all",
         "mlip/evaluate.py",
-        "graph.source.where(named, count)",
-        "graph.source.new_zeros(graph.num_graphs)",
+        "(graph.source + 1).where(named, 0)",
+        "torch.ones_like(graph.source)",
         (f"{LOSS}::test_errors_of_a_source_are_those_of_its_structures",),
     ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from anisotropic import Anisotropic
@@ -12,6 +14,7 @@ from mlip.errors import ConfigError
 from mlip.graph import AtomGraph, collate
 from mlip.models.potential import Potential
 from mlip.symmetry import (
+    fixed_rotations,
     group_averaged,
     random_rotations,
     rotated,
@@ -29,12 +32,25 @@ def batch(potential) -> AtomGraph:
     return collate(graphs(potential))
 
 
-def test_rotations_are_proper_and_cover_the_sphere():
-    q = random_rotations(4000, torch.Generator().manual_seed(0))
+def fixed(count: int) -> torch.Tensor:
+    rows = torch.arange(count)
+    graph = SimpleNamespace(sample_id=rows, source=0 * rows, num_graphs=count)
+    return fixed_rotations(graph, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "rotations",
+    [lambda n: random_rotations(n, torch.Generator().manual_seed(0)), fixed],
+    ids=["random", "fixed"],
+)
+def test_rotations_are_proper_and_cover_the_sphere(rotations):
+    q = rotations(4000)
     torch.testing.assert_close(q @ q.transpose(1, 2), torch.eye(3).double().expand_as(q))
     torch.testing.assert_close(torch.linalg.det(q), torch.ones(4000).double())
     # the mean of n isotropic components of variance 1/3, within 5 standard errors
     assert q.mean(0).abs().max() < 5 / (3 * 4000) ** 0.5
+    # uniform: the trace is 1 + 2 cos(angle), and its mean square is 1
+    assert float(q.diagonal(dim1=1, dim2=2).sum(1).square().mean()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_distances_survive_a_rotation():

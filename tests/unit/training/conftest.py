@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from mlip.training.module import Limits, PotentialModule
 from mlip.training.objectives import Standard
 
 
-def _module(potential: Potential, steps_per_epoch: int = 1) -> PotentialModule:
+def _module(potential: Potential, steps_per_epoch: int = 1, **more: Any) -> PotentialModule:
     return PotentialModule(
         potential,
         HuberLoss(1.0, 1.0, 0.0, delta=0.5, force_scale=1.0),
@@ -22,6 +23,7 @@ def _module(potential: Potential, steps_per_epoch: int = 1) -> PotentialModule:
         limits=Limits(1, None, None),
         steps_per_epoch=steps_per_epoch,
         seed=0,
+        **more,
     )
 
 

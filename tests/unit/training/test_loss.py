@@ -119,6 +119,62 @@ def test_schedule():
     assert limits.progress(25, 10) == pytest.approx(0.5), "the limit nearest to its end counts"
 
 
+def test_errors_are_those_of_numpy(molecule_atoms, bulk_atoms):
+    """With labels missing, stress of a molecule, structures of no source, and a NaN prediction."""
+    potential = build("facet")
+    batch = collate(
+        [AtomGraph.from_atoms(a, potential.cutoff) for a in (molecule_atoms, bulk_atoms) * 3]
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    batch.source = torch.tensor([0, 1, -1, 7, 1, 0])
+    batch.energy, batch.forces, batch.stress = map(
+        drawn, (batch.energy, batch.forces, batch.stress)
+    )
+    batch.energy[0] = batch.stress[1] = torch.nan
+    batch.forces[2, 1] = torch.nan
+    out = potential(batch)
+    out.energy[4] = torch.nan  # of source 1
+    errors = SourceErrors(("a", "b"))
+    errors.update(out, batch)
+    total = ErrorSums()
+    total.update(out, batch)
+
+    def expected(own: list[int]) -> dict[str, float]:
+        atoms = np.isin(batch.batch.numpy(), own)
+        per_atom = (out.energy - batch.energy).detach().numpy() / batch.num_atoms.numpy()
+        forces, predicted = batch.forces.numpy()[atoms], out.forces.detach().numpy()[atoms]
+        stress = (out.stress - batch.stress).detach().numpy()[[k for k in own if k % 2]]
+        found = {}
+        for name, x in (
+            ("energy_per_atom", per_atom[own][~np.isnan(batch.energy.numpy()[own])]),
+            ("forces", (predicted - forces)[~np.isnan(forces)]),
+            ("stress", stress[~np.isnan(batch.stress.numpy()[[k for k in own if k % 2]])]),
+        ):
+            if x.size:
+                found[f"{name}_mae"], found[f"{name}_rmse"] = abs(x).mean(), (x**2).mean() ** 0.5
+        whole = ~np.isnan(forces).any(1)
+        f, p = forces[whole], predicted[whole]
+        found["forces_slope"] = (f * p).sum() / (f * f).sum()
+        lengths = np.linalg.norm(f, axis=1) * np.linalg.norm(p, axis=1)
+        found["forces_cos"] = ((f * p).sum(1) / lengths).mean()
+        return found
+
+    for own, found in (
+        ([0, 5], errors.evaluations()["a"].metrics),
+        ([1, 4], errors.evaluations()["b"].metrics),
+        ([0, 1, 2, 3, 4, 5], total.compute()),
+    ):
+        for name, value in expected(own).items():
+            assert found[name] == pytest.approx(value, rel=1e-9, nan_ok=True), (own, name)
+    assert math.isfinite(errors.compute()["a/energy_per_atom_mae"])
+    assert math.isnan(errors.compute()["b/energy_per_atom_mae"])
+    assert errors.evaluations()["b"].counts["structures"] == 2
+
+
 def test_errors_of_a_source_are_those_of_its_structures():
     potential = build("facet")
     batch = collate(graphs(6))

@@ -9,9 +9,10 @@ import torch
 from anisotropic import Anisotropic
 from conftest import CUTOFF, E0, SPECIES, build
 
-from mlip.graph import AtomGraph
+from mlip.evaluate import ErrorSums
+from mlip.graph import AtomGraph, collate
 from mlip.models.potential import Potential
-from mlip.symmetry import random_rotations, rotated
+from mlip.symmetry import fixed_rotations, rotated
 from mlip.training.module import SYMMETRY_COLUMNS
 
 
@@ -46,27 +47,44 @@ def test_orientation_is_no_shortcut(module_of, graph):
         assert errors[f"val/{name}"] == pytest.approx(errors[f"val/rotation_{name}"], rel=1e-9)
 
 
-def test_several_rotations_of_each_structure(module_of, graph, monkeypatch):
-    """The errors are means over all of them, counted so, and different rotations are taken."""
+def test_several_rotations_of_each_structure(module_of, graph):
+    """All errors, the loss and those by source are means over them."""
     torch.manual_seed(0)
     potential = Potential(Anisotropic(cutoff=CUTOFF, species=SPECIES), E0).double()
-    drawn: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "mlip.training.module.random_rotations",
-        lambda *a: drawn.append(random_rotations(*a)) or drawn[-1],
+    labelled = replace(
+        graph, energy=graph.energy.new_zeros(1), forces=torch.full_like(graph.forces, 0.1)
     )
-    module = module_of(potential)
+    module = module_of(potential, sources=("a", "b"))
     module.rotations = 3
-    module.validation_step(graph, 0)
-    found = module.collected("val")["val/rotation_energy_per_atom_mae"]
-    assert len(drawn) == 3
-    with torch.no_grad():
-        changes = [
-            (potential(rotated(graph, q)).energy - potential(graph).energy).abs() for q in drawn
-        ]
-    assert len({float(c) for c in changes}) == 3
-    mean = torch.stack(changes).mean() / len(graph.positions)
-    assert found == pytest.approx(float(mean), rel=1e-9)
+    labelled = replace(labelled, source=torch.tensor([1]))
+    module.validation_step(labelled, 0)
+    found = module.collected("val")
+    alone = []
+    for number in range(3):
+        turned = rotated(labelled, fixed_rotations(labelled, number))
+        errors = ErrorSums()
+        errors.update(potential(turned), turned)
+        loss = module.loss.combine(module.loss.sums(potential(turned), turned))
+        alone.append(errors.compute() | {"loss": float(loss.detach())})
+    assert len({a["forces_mae"] for a in alone}) == 3
+    for name in ("energy_per_atom_mae", "forces_mae", "loss"):
+        mean = sum(a[name] for a in alone) / 3
+        assert found[f"val/{name}"] == pytest.approx(mean, rel=1e-9), name
+        if name != "loss":
+            assert found[f"val/b/{name}"] == pytest.approx(mean, rel=1e-9), name
+    assert int(module._errors["val"].counts()["energy"]) == 3
+    assert int(module._symmetry["frame"].counts()["energy"]) == 1
+
+
+def test_batches_and_processes_do_not_change_how_a_structure_is_turned(graph):
+    rows = [
+        replace(graph, sample_id=torch.tensor([k]), source=torch.tensor([k % 2])) for k in (5, 9, 2)
+    ]
+    q = fixed_rotations(collate(rows), 1)
+    for k, row in enumerate(rows):
+        assert torch.equal(fixed_rotations(row, 1)[0], q[k])
+    assert len({float(x) for x in q[:, 0, 0]}) == 3
+    assert not torch.equal(fixed_rotations(rows[0], 0), fixed_rotations(rows[0], 1))
 
 
 def test_exact_symmetry_needs_no_turning(module_of, graph):
