@@ -13,7 +13,7 @@ shapes with 89 elements, and random weights where none ship: time depends on sha
     python scripts/compare_peers.py --summary data/results/peers.json
 
 Of a model of ours, (torch) is that without kernels in C, (compiled) that with `compile=True`, and
-(6 Å) that with another cutoff.
+(6 Å) that with another cutoff. `nequip-preset-S (compiled)` is what its package compiles.
 """
 
 from __future__ import annotations

@@ -14,15 +14,23 @@ Each class imports its package when it is made: in one environment there is one 
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import ase
 import numpy as np
 import torch
+from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
+from ase.io import write
 from torch import Tensor, nn
 
 ELEMENTS = range(1, 90)
@@ -244,17 +252,22 @@ class Chgnet:
 
 
 class Nequip:
-    """NequIP's preset S: two layers, degree 1, with all elements."""
+    """NequIP's preset S: two layers, degree 1, with all elements.
+
+    Compiled, it is what its documentation recommends for use, a file of `nequip-compile`, and for
+    training what its tutorial does, `compile_mode: compile`. The file is made once an environment.
+    """
 
     cutoff = 6.0
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, compile: bool = False) -> None:
         from nequip.data import AtomicDataDict, from_ase
         from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
         from nequip.integrations.ase import NequIPCalculator
         from nequip.utils.global_state import set_global_state
 
         set_global_state(allow_tf32=False)
+        self._compile = compile
         self._preset = model.removeprefix("nequip-preset-")
         self._symbols = [chemical_symbols[z] for z in ELEMENTS]
         self._transforms = [
@@ -268,11 +281,15 @@ class Nequip:
         return count(self._build())
 
     def calculator(self) -> Calculator:
+        if self._compile:
+            return self._calculator.from_compiled_model(
+                str(self._compiled()), device="cpu", chemical_species_to_atom_type_map=True
+            )
         model = self._build().eval().requires_grad_(False)
         return self._calculator(model, "cpu", transforms=self._transforms)
 
     def trainer(self, structures: Sequence[ase.Atoms]) -> Trainer:
-        model = self._build().train()
+        model = self._build("compile" if self._compile else "eager").train()
         frames = []
         for atoms in structures:
             frame = self._from_ase(atoms)
@@ -290,20 +307,103 @@ class Nequip:
 
         return model, predict
 
-    def _build(self) -> nn.Module:
+    def _options(self, compile_mode: str) -> dict[str, Any]:
+        return {
+            "preset": self._preset,
+            "seed": 0,
+            "model_dtype": "float32",
+            "type_names": self._symbols,
+            "r_max": self.cutoff,
+            "avg_num_neighbors": 62.0,
+            "compile_mode": compile_mode,
+            "per_type_energy_scales": 0.1,
+            "per_type_energy_shifts": 0.0,
+        }
+
+    def _build(self, compile_mode: str = "eager") -> nn.Module:
         from nequip.model import PresetNequIPGNNModel
 
-        return PresetNequIPGNNModel(
-            preset=self._preset,
-            seed=0,
-            model_dtype="float32",
-            type_names=self._symbols,
-            r_max=self.cutoff,
-            avg_num_neighbors=62.0,
-            compile_mode="eager",
-            per_type_energy_scales=0.1,
-            per_type_energy_shifts=0.0,
-        )
+        return PresetNequIPGNNModel(**self._options(compile_mode))
+
+    def _compiled(self) -> Path:
+        """A file of `nequip-compile`, which wants a checkpoint: that of one step."""
+        file = Path(sys.prefix) / f"preset-{self._preset}.nequip.pt2"
+        if file.exists():
+            return file
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, programs = Path(scratch), Path(sys.prefix) / "bin"
+            frames = [bulk("Si", cubic=True) * (2, 1, k) for k in (1, 2)]  # it traces with these
+            for k, atoms in enumerate(frames):
+                atoms.rattle(0.05, seed=k)
+            write(folder / "frames.extxyz", [_labelled(atoms) for atoms in frames])
+            configuration = one_step(folder, self._symbols, self.cutoff, self._options("eager"))
+            (folder / "own.yaml").write_text(json.dumps(configuration))  # JSON is YAML
+            for command in (
+                ["nequip-train", "-cp", scratch, "-cn", "own", f"hydra.run.dir={scratch}"],
+                ["nequip-compile", "last.ckpt", "made.nequip.pt2", "--mode", "aotinductor",
+                 "--device", "cpu", "--target", "ase"],
+            ):  # fmt: skip
+                subprocess.run(
+                    [programs / command[0], *command[1:]],
+                    cwd=folder, check=True, stdout=sys.stderr,
+                )  # fmt: skip
+            shutil.copy(folder / "made.nequip.pt2", file)
+        return file
+
+
+def one_step(
+    folder: Path, symbols: Sequence[str], cutoff: float, model: dict[str, Any]
+) -> dict[str, Any]:
+    """Configuration of a training of NequIP that is over after a step."""
+    path, nequip = str(folder / "frames.extxyz"), "nequip.data.transforms"
+    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
+    coefficients = {"total_energy": 1.0, "forces": 1.0}
+    metrics = {
+        "_target_": "nequip.train.EnergyForceMetrics",
+        "coeffs": {"total_energy_mae": 1.0, "forces_mae": 1.0},
+    }
+    return {
+        "run": ["train"],
+        "data": {
+            "_target_": "nequip.data.datamodule.ASEDataModule",
+            "seed": 0,
+            "train_file_path": path,
+            "val_file_path": path,
+            "transforms": [
+                {
+                    "_target_": f"{nequip}.ChemicalSpeciesToAtomTypeMapper",
+                    "model_type_names": list(symbols),
+                },
+                {"_target_": f"{nequip}.NeighborListTransform", "r_max": cutoff},
+            ],
+            "train_dataloader": loader,
+            "val_dataloader": loader,
+        },
+        "trainer": {
+            "_target_": "lightning.Trainer",
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "logger": False,
+            "callbacks": [
+                {
+                    "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "dirpath": str(folder),
+                    "save_last": True,
+                }
+            ],
+        },
+        "training_module": {
+            "_target_": "nequip.train.EMALightningModule",
+            "loss": {"_target_": "nequip.train.EnergyForceLoss", "coeffs": coefficients},
+            "val_metrics": metrics,
+            "train_metrics": metrics,
+            "test_metrics": metrics,
+            "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-6},
+            "model": {"_target_": "nequip.model.PresetNequIPGNNModel", **model},
+        },
+        "global_options": {"allow_tf32": False},
+    }
 
 
 PACKAGES: dict[str, Callable[..., Subject]] = {

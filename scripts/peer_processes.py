@@ -51,8 +51,10 @@ class Model:
         Raises:
             ConfigError: nothing is called so.
         """
-        if name in PEERS:
-            return cls(name, PEERS[name], {"name": name})
+        plain = name.removesuffix(" (compiled)")
+        if name in PEERS or PEERS.get(plain) == "nequip":
+            compiled = {} if name == plain else {"compile": True}
+            return cls(name, PEERS[plain], {"name": plain, **compiled})
         known = sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml"))
         match = re.fullmatch(r"([\w-]+)(?: \((?:(torch)|(compiled)|([\d.]+) Å)\))?", name)
         if match is None or match[1] not in known:
