@@ -231,6 +231,19 @@ def test_molecules_are_what_was_measured(name, words):
     assert f"after 500 steps {a}, {b} and {c} meV/Å" in readme()
 
 
+def test_rates_for_other_models_are_what_was_measured():
+    runs = results("recipe.json")["models"]["runs"]
+    assert {run["epochs"] for run in runs.values()} == {8}
+
+    def errors(*names: str) -> str:
+        return ", ".join(f"{1e3 * runs[name]['test']['forces_rmse']:.0f}" for name in names)
+
+    of_nequip = errors("nequip-s, lr 2e-2", "nequip-s", "nequip-s, lr 5e-3")
+    assert f"nequip-s would learn best at the last ({of_nequip} meV/Å after 8 epochs" in readme()
+    of_transip = errors("transip-tiny", "transip-tiny, lr 3e-3", "transip-tiny, lr 1e-3")
+    assert f"0.003 and 0.001 ({of_transip}; " in readme()
+
+
 def test_a_thousand_frames_of_mptrj_are_what_was_measured():
     entry = results("models.json")["mptrj_1k 200 s cpu"]
     runs = entry["models"].values()
