@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import ase
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mlip import train
+from mlip import load_potential, train
 from mlip.errors import ConfigError
 from mlip.graph import AtomGraph, collate
 from mlip.models import compiled
@@ -63,6 +64,47 @@ def a_run(folder: Path, *more: str) -> tuple[dict, list[str]]:
     )
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
     return load_file(result.potential), sorted(state)
+
+
+SMALL = (
+    *("model=transip-tiny", "model.dim=16", "model.num_layers=1", "model.num_heads=2"),
+    *("objective=standard", f"data.train={DATA}", "data.num_workers=0", "data.test_fraction=0.1"),
+    *("trainer.max_epochs=null", "trainer.accelerator=cpu"),
+)
+
+
+@pytest.mark.parametrize("frames", ["so3", "o3"])
+def test_frame_averaging_in_training_and_in_the_file(frames, tmp_path):
+    """It learns, validates without turning anything, and comes back from its file."""
+    result = train(
+        [*SMALL, f"model.frames={frames}", "trainer.max_steps=8", f"out_dir={tmp_path / 'run'}"]
+    )
+    potential = load_potential(result.potential)
+    assert potential.symmetry == {"so3": "SO(3)", "o3": "O(3)"}[frames]
+    assert "test_frame/forces_mae" not in result.metrics
+    error = potential.metadata["symmetry_errors"]["rotation"]
+    assert error["energy_per_atom_rmse"] < 1e-4
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    losses = [
+        float(dict(zip(rows[0].split(","), r.split(","), strict=True))["train/loss"])
+        for r in rows[1:]
+    ]
+    assert all(math.isfinite(x) for x in losses)
+
+
+def test_several_rotations_are_counted_once(tmp_path):
+    """The last errors are over all rotations of each structure, of as many structures as before."""
+    found = []
+    for number in (1, 3):
+        folder = tmp_path / str(number)
+        result = train(
+            [*SMALL, f"trainer.val_rotations={number}", "trainer.max_steps=2", f"out_dir={folder}"]
+        )
+        found.append((result.metrics, load_potential(result.potential).metadata["metric_counts"]))
+    (one, counts), (three, same) = found
+    assert counts == same
+    assert one["test_frame/forces_mae"] == pytest.approx(three["test_frame/forces_mae"], rel=1e-6)
+    assert one["test/forces_mae"] != three["test/forces_mae"]
 
 
 @pytest.mark.slow
