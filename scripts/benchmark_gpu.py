@@ -21,7 +21,6 @@ import copy
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,10 +28,9 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-import ase
 import torch
-from ase.build import bulk
 from benchmark import untrained
+from gpu_timing import milliseconds, silicon
 
 from mlip.graph import AtomGraph
 from mlip.models.captured import LARGEST
@@ -45,16 +43,6 @@ CHECKED = 64  # atoms
 CAPTURED = "triton, captured"  # compile=True
 SIZES = (8, 64, 512, 4096, 21952)  # atoms: cubes of the cubic cell of silicon
 Row = dict[str, Any]
-
-
-def silicon(atoms: int) -> ase.Atoms:
-    """A rattled cube."""
-    cells = round((atoms / 8) ** (1 / 3))
-    if 8 * cells**3 != atoms:
-        raise SystemExit(f"{atoms} atoms are no cube of cells of 8: give 8, 64, 216, 512, ...")
-    cube = bulk("Si", "diamond", a=5.43, cubic=True) * cells
-    cube.rattle(0.05, seed=0)
-    return cube
 
 
 def with_forces(model: str) -> Potential:
@@ -91,21 +79,6 @@ def errors(
         name: float((x - exact[name]).abs().max() / exact[name].abs().max())
         for name, x in numbers(potential, graph).items()
     }
-
-
-def wait(device: str) -> None:
-    """Wait for what was launched."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    """Return the wall time of a call."""
-    wait(device)
-    start = time.perf_counter()
-    call()
-    wait(device)
-    return 1e3 * (time.perf_counter() - start)
 
 
 def measure(model: str, args: argparse.Namespace) -> Iterator[Row]:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -112,12 +113,13 @@ class Mace:
     HIDDEN: ClassVar = {"mace-small": "128x0e", "mace-medium": "128x0e+128x1o"}
     cutoff = 6.0
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, device: str = "cpu", cueq: bool = False) -> None:
         from mace import modules
         from mace.calculators import MACECalculator
 
         self._modules, self._calculator = modules, MACECalculator
         self._hidden = self.HIDDEN[model]
+        self._device, self._cueq = device, cueq
 
     @property
     def parameters(self) -> int:
@@ -131,22 +133,34 @@ class Mace:
         from mace.tools import AtomicNumberTable
         from mace.tools.torch_geometric import Batch
 
-        model = self._build()
+        model = self._build().to(self._device)
+        if self._cueq:
+            from mace.cli.convert_e3nn_cueq import run
+
+            model = run(model, device=self._device).to(self._device)
         table = AtomicNumberTable(list(ELEMENTS))
         configurations = [config_from_atoms(atoms) for atoms in structures]
         batch = Batch.from_data_list(
             [AtomicData.from_config(c, z_table=table, cutoff=self.cutoff) for c in configurations]
         )
-        sizes = torch.tensor([len(atoms) for atoms in structures])
+        batch = batch.to(self._device)
+        sizes = torch.tensor([len(atoms) for atoms in structures], device=self._device)
         periodic = all(atoms.pbc.all() for atoms in structures)
 
-        def predict() -> dict[str, Tensor]:
+        def predict(training: bool = True) -> dict[str, Tensor]:
             given = batch.clone().to_dict()
-            out = model(given, training=True, compute_force=True, compute_stress=periodic)
+            out = model(given, training=training, compute_force=True, compute_stress=periodic)
             found = {"energy": out["energy"] / sizes, "forces": out["forces"]}
             return found | ({"stress": out["stress"]} if periodic else {})
 
         return model, predict
+
+    def on_device(
+        self, atoms: ase.Atoms
+    ) -> tuple[nn.Module, Callable[[], dict[str, Tensor]], Callable[[], object]]:
+        """Return a model, its prediction with a graph for backward, and one without."""
+        module, predict = self.trainer([atoms])
+        return module, predict, partial(predict, training=False)  # type: ignore[call-arg]
 
     def _build(self) -> nn.Module:
         from e3nn.o3 import Irreps

@@ -15,6 +15,12 @@ from mlip.models.kernels import compiler
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 
 
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """Scripts import one another, as Python lets them when one is run."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+
 def rows(monkeypatch, folder: Path, measure: str, model: str) -> tuple[dict, list[dict]]:
     out = folder / "out.json"
     options = ["--measure", measure, "--models", model, "--repeats", "1", "--json", str(out)]
