@@ -71,7 +71,8 @@ class MLIPCalculator(Calculator):
                 (octahedral) or 60 (icosahedral); costs K times as much.
             compile: whether to compile the potential when it is first called: a minute, or less
                 once it is in the cache, for shorter calls from then on (dynamics, many structures).
-                On a GPU, with MLIP_KERNELS=triton, calls of sizes met before are captured instead.
+                On a GPU, with MLIP_KERNELS=triton, calls of sizes met before, up to 100,000 edges,
+                are captured instead.
             stress_weight: ignored; stress is in eV/Å³ always.
             **unknown: refused.
 

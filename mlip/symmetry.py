@@ -34,9 +34,10 @@ def random_rotations(count: int, generator: torch.Generator | None = None) -> Te
 def fixed_rotations(graph: AtomGraph, number: int = 0) -> Tensor:
     """Uniform proper rotations (B, 3, 3), float64: those of a structure in whatever batch it is.
 
-    They depend on `number`, on where the structure comes from (`source` and `sample_id`) and, where
-    that is not known, on its place in the batch. So errors on turned structures depend neither on
-    the size of batches nor on how many processes share them. Nothing is waited for.
+    They depend on `number` and on where the structure comes from (`source` and `sample_id`), so
+    that errors on turned structures depend neither on the size of batches nor on how many processes
+    share them; where that is not known, on its place in the batch. Frames of one number in several
+    files of a source are turned alike. Nothing is waited for.
     """
     row = graph.sample_id.where(
         graph.sample_id >= 0, torch.arange(graph.num_graphs, device=graph.sample_id.device)

@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -85,7 +85,11 @@ def main() -> None:
         about = {
             "command": " ".join(["python scripts/benchmark_gpu_mace.py", *given, "--json FILE"]),
             "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
-            "versions": {name: version(name) for name in ("mace-torch", "torch", "e3nn")},
+            "versions": {
+                d.name: d.version
+                for d in distributions()
+                if d.name in ("mace-torch", "torch", "e3nn") or "equivariance" in d.name
+            },
         }
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 

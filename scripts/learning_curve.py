@@ -3,9 +3,8 @@
 Every point is a training of its own whose learning rate schedule ends with its time. How many steps
 or epochs fit into a time is told by the difference of two short runs on the same frames; what is
 shown is the CPU time of the whole run on one thread, validation and report or (ours) test included,
-and for other packages, processes of their own, the import as well. These are run as their
-documentation says for small data sets (peer_trainers.py), in single precision as all; their epochs
-are whole.
+and for other packages, processes of their own, the import as well. These are set up
+after their documentation (peer_trainers.py), in single precision as all; their epochs are whole.
 
     python scripts/learning_curve.py 3bpa mlearn_si --seconds 60 300
     python scripts/learning_curve.py 3bpa --peers .peers     (with the environment peers are in)

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -341,7 +342,8 @@ class Nequip:
 
     def _compiled(self) -> Path:
         """A file of `nequip-compile`, which wants a checkpoint: that of one step."""
-        file = Path(sys.prefix) / f"preset-{self._preset}.nequip.pt2"
+        made_by = f"{version('nequip')}-{version('torch')}-{self.cutoff:g}"
+        file = Path(sys.prefix) / f"preset-{self._preset}-{made_by}.nequip.pt2"
         if file.exists():
             return file
         with tempfile.TemporaryDirectory() as scratch:
@@ -361,7 +363,9 @@ class Nequip:
                     [programs / command[0], *command[1:]],
                     cwd=folder, check=True, stdout=sys.stderr,
                 )  # fmt: skip
-            shutil.copy(folder / "made.nequip.pt2", file)
+            partial_file = file.with_suffix(".partial")
+            shutil.copy(folder / "made.nequip.pt2", partial_file)
+            partial_file.replace(file)
         return file
 
 

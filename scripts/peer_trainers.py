@@ -1,7 +1,8 @@
 """Other packages, trained by their own programs on the files of our experiments.
 
-Each is set up as its documentation says for small data sets, in single precision on one CPU thread,
-with our batches and a cutoff of 5 Å; the learning rate decays with the length of a run, as ours.
+Each is set up after its documentation for small data sets, in single precision on one CPU thread,
+with our batches and a cutoff of 5 Å. The learning rate decays with the length of a run, as ours,
+and where a class says so something else suits short runs better.
 """
 
 from __future__ import annotations

@@ -88,15 +88,15 @@ def main() -> None:
         return
     keep_freed_memory()
     entry = content.setdefault(f"{options.model}, {options.steps} steps", {"runs": {}})
-    entry |= {
-        "command": f"python scripts/same_learning.py --model {options.model} "
-        f"--steps {options.steps}",
-        "machine": f"{processor()}, {torch.get_num_threads()} torch thread(s)",
-        "versions": package_versions(),
-    }
+    entry["command"] = (
+        f"python scripts/same_learning.py --model {options.model} --steps {options.steps}"
+    )
     for way in WAYS:
         if way not in entry["runs"]:
-            entry["runs"][way] = one_run(options.model, options.steps, way)
+            entry["runs"][way] = one_run(options.model, options.steps, way) | {
+                "machine": f"{processor()}, {torch.get_num_threads()} torch thread(s)",
+                "versions": package_versions(),
+            }
             with atomic_write(RESULT) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n")
     print(summary(content))

@@ -43,7 +43,7 @@ from mlip.models.tracing import tracing
 
 log = logging.getLogger("mlip")
 LARGEST = 100_000  # edges; a guess at where kernels take longer than their launches
-KEPT, MET = 16, 1000  # captures, and sizes that were met: those used last
+KEPT, MET = 8, 1000  # captures, and sizes that were met: those used last
 WARM_UP = 3  # calls before a capture: Triton compiles, libraries take what memory they need
 Function = Callable[..., list[Tensor]]
 Replay = Callable[[], None]
@@ -64,7 +64,10 @@ def obstacle(potential: Potential) -> str | None:
 
 
 class Captured:
-    """The captures of a potential and its copies; calls of several threads wait for each other."""
+    """The captures of a potential and its copies; calls of several threads wait for each other.
+
+    Each has memory of its own for what lies between its inputs and outputs.
+    """
 
     def __init__(self, record: Recorder | None = None) -> None:
         """Capture nothing yet.
@@ -75,7 +78,7 @@ class Captured:
         self._record = record
         self._captures: OrderedDict[Any, _Capture | None] = OrderedDict()  # None: met once
         self._lock = Lock()
-        self._told = False
+        self._told: set[str] = set()
 
     def __deepcopy__(self, memo: Any) -> Captured:
         """Return itself: captures know what they are of."""
@@ -105,10 +108,17 @@ class Captured:
                 "torch.no_grad(), or set potential.compiled = None"
             )
         check_arguments(potential, geometry)
-        if geometry.edge_index.shape[1] > LARGEST or potential.frozen is None:
+        try:
+            if potential.frozen is None:
+                self._tell("this potential is not frozen, so it is not captured: call its freeze()")
+            elif geometry.edge_index.shape[1] <= LARGEST:
+                with self._lock:
+                    return self._captured(potential, geometry)
             return _plainly(potential, geometry)
-        with self._lock:
-            return self._captured(potential, geometry)
+        except torch.OutOfMemoryError:  # a caller may go on with less
+            with self._lock:
+                self._captures.clear()
+            raise
 
     def _captured(
         self, potential: Potential, geometry: Geometry
@@ -122,9 +132,10 @@ class Captured:
         capture = self._captures[key]
         if capture is None:
             right = plain(potential, geometry, [])  # also makes the constants of the model
-            capture = self._new(potential, given, sizes)
-            if not expect(compared(capture(given), []), right, "captured"):
+            if not all(bool(torch.isfinite(x).all()) for x in right.values()):
                 return NodeOutput(right["energies"], right.get("features")), [right["forces"]]
+            capture = self._new(potential, given, sizes)
+            expect(compared(capture(given), []), right, "captured")
             self._keep(key, capture)
         self._captures.move_to_end(key)
         energy, slope, *features = capture(given)
@@ -142,8 +153,7 @@ class Captured:
         log.debug("capturing the potential for %d atoms and %d edges", *sizes)
         try:
             outputs, replay = record(_function(potential), memory.inputs)
-        except torch.OutOfMemoryError:  # a caller may go on with less
-            self._captures.clear()
+        except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what is not permitted while a stream captures
             words = " ".join(str(error).split())[:500]
@@ -151,22 +161,26 @@ class Captured:
                 f"compile=true: this potential could not be captured ({words}); compile=false "
                 "does without"
             ) from error
-        return _Capture(memory, outputs, replay, potential.frozen)
+        weights = [x.detach() for x in (*potential.parameters(), *potential.buffers())]
+        return _Capture(memory, outputs, replay, (potential.frozen, weights))
 
     def _keep(self, key: Any, capture: _Capture | None) -> None:
         self._captures[key] = capture
+        self._captures.move_to_end(key)
         if len(self._captures) > MET:
             self._captures.popitem(last=False)
         made = [k for k, other in self._captures.items() if other is not None]
         if len(made) > KEPT:
             del self._captures[made[0]]
-            if not self._told:
-                log.warning(
-                    "compile=true: systems of more than %d sizes in turns are captured again and "
-                    "again, which takes longer than compile=false",
-                    KEPT,
-                )
-            self._told = True
+            self._tell(
+                f"systems of more than {KEPT} sizes in turns are captured again and again, which "
+                "takes longer than compile=false"
+            )
+
+    def _tell(self, words: str) -> None:
+        if words not in self._told:
+            log.warning("compile=true: %s", words)
+        self._told.add(words)
 
 
 def room(count: int) -> int:
@@ -231,7 +245,7 @@ class _Capture:
     memory: _Memory
     outputs: Sequence[Tensor]
     replay: Replay
-    frozen: Tensor | None  # of the potential: as long as it is kept, no other has its id
+    kept: Any  # what has the id in the key, so that nothing else gets it, and the weights it reads
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
         """Return energies (N,), derivatives (E, 3) and features, if any, (N, C)."""
@@ -272,17 +286,13 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
+_capturing = Lock()  # of all potentials of a process: they share the stream below
+
+
 @cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
     """The stream that all captures of a device are made in; libraries keep memory for each."""
     return torch.cuda.Stream(device)
-
-
-@cache
-def _pool(device: torch.device) -> Any:
-    """Memory that captures of a device share, which they may as they are replayed in turns."""
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
 
 
 def cuda_graph(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Replay]:
@@ -292,14 +302,15 @@ def cuda_graph(function: Function, inputs: Sequence[Tensor]) -> tuple[list[Tenso
         RuntimeError: the function does what cannot be captured.
     """
     device = inputs[0].device
-    aside, graph = _aside(device), torch.cuda.CUDAGraph()
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.device(device), torch.cuda.stream(aside):  # restored if the capture fails
-        for _ in range(WARM_UP):
-            function(*inputs)
-        with torch.cuda.graph(
-            graph, pool=_pool(device), stream=aside, capture_error_mode="thread_local"
-        ):
-            outputs = function(*inputs)
-    torch.cuda.current_stream(device).wait_stream(aside)
+    here, aside, graph = torch.cuda.current_stream(device), _aside(device), torch.cuda.CUDAGraph()
+    with _capturing:
+        aside.wait_stream(here)
+        try:
+            with torch.cuda.device(device), torch.cuda.stream(aside):  # restored if it fails
+                for _ in range(WARM_UP):
+                    function(*inputs)
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    outputs = function(*inputs)
+        finally:
+            here.wait_stream(aside)
     return outputs, graph.replay

@@ -79,7 +79,8 @@ def obstacle(potential: Potential) -> str | None:
         return captured.obstacle(potential)
     if potential.device.type != "cpu":
         return f"it is for CPUs and NVIDIA's GPUs, and the potential is on {potential.device}"
-    if compiler.mode() not in ("auto", "compiled", "triton") or fused_sum.interpreted():
+    in_c = ("auto", "compiled") if fused_sum.interpreted() else ("auto", "compiled", "triton")
+    if compiler.mode() not in in_c:
         return f"it needs the kernels in C, and MLIP_KERNELS={compiler.mode()} asks for others"
     if reason := compiler.obstacle():
         return reason

@@ -1333,6 +1333,20 @@ PLACES = (
         (f"{CAPTURED}::test_wrong_numbers_and_failures_are_refused",),
     ),
     Bug(
+        "a new capture is given up for an old one",
+        "mlip/models/captured.py",
+        "        self._captures[key] = capture\n        self._captures.move_to_end(key)\n",
+        "        self._captures[key] = capture\n",
+        (f"{CAPTURED}::test_few_captures_are_kept_and_large_systems_are_not_captured",),
+    ),
+    Bug(
+        "threads share the memory of a capture",
+        "mlip/models/captured.py",
+        "                with self._lock:\n                    return",
+        "                if True:\n                    return",
+        (f"{CAPTURED}::test_threads_wait_for_each_other",),
+    ),
+    Bug(
         "a captured function looks at values",
         "mlip/models/captured.py",
         "with tracing(), torch.enable_grad():",
