@@ -137,7 +137,8 @@ class Captured:
             capture = self._new(potential, given, sizes)
             expect(compared(capture(given), []), right, "captured")
             self._keep(key, capture)
-        self._captures.move_to_end(key)
+        else:
+            self._captures.move_to_end(key)
         energy, slope, *features = capture(given)
         return NodeOutput(energy, features[0] if features else None), [slope]
 

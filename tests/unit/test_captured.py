@@ -198,8 +198,11 @@ def test_few_captures_are_kept_and_large_systems_are_not_captured(monkeypatch, c
     assert [r.message for r in caplog.records if "more than 3 sizes" in r.message]
     # met once and long ago: what is captured now is not what is given up for it
     seventh = graph_of(plain.cutoff, crystal() * (7, 1, 1))
-    for graph in (seventh, *graphs[:3], *graphs[:3], seventh, seventh):
+    for graph in (seventh, *graphs[:3], *graphs[:3], seventh):
         assert_same(numbers(ours, graph), numbers(plain, graph))
+    replays = recorder.replays
+    assert_same(numbers(ours, seventh), numbers(plain, seventh))
+    assert recorder.replays == replays + 1
     monkeypatch.setattr(captured, "LARGEST", 10)
     before = recorder.captures, recorder.replays
     assert_same(twice(ours, graphs[0]), numbers(plain, graphs[0]))
