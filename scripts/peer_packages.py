@@ -33,6 +33,7 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.io import write
+from nequip_configuration import nequip_configuration
 from torch import Tensor, nn
 
 ELEMENTS = range(1, 90)
@@ -351,12 +352,16 @@ class Nequip:
             frames = [bulk("Si", cubic=True) * (2, 1, k) for k in (1, 2)]  # it traces with these
             for k, atoms in enumerate(frames):
                 atoms.rattle(0.05, seed=k)
-            write(folder / "frames.extxyz", [_labelled(atoms) for atoms in frames])
-            configuration = one_step(folder, self._symbols, self.cutoff, self._options("eager"))
+            for part in ("train", "val"):
+                write(folder / f"{part}.extxyz", [_labelled(atoms) for atoms in frames])
+            configuration = nequip_configuration(
+                folder, self._symbols, self._options("eager"),
+                batch_size=2, epochs=1, ema_decay=0.99, rate_decay=1.0,
+            )  # fmt: skip
             (folder / "own.yaml").write_text(json.dumps(configuration))  # JSON is YAML
             for command in (
                 ["nequip-train", "-cp", scratch, "-cn", "own", f"hydra.run.dir={scratch}"],
-                ["nequip-compile", "last.ckpt", "made.nequip.pt2", "--mode", "aotinductor",
+                ["nequip-compile", "best.ckpt", "made.nequip.pt2", "--mode", "aotinductor",
                  "--device", "cpu", "--target", "ase"],
             ):  # fmt: skip
                 subprocess.run(
@@ -367,61 +372,6 @@ class Nequip:
             shutil.copy(folder / "made.nequip.pt2", partial_file)
             partial_file.replace(file)
         return file
-
-
-def one_step(
-    folder: Path, symbols: Sequence[str], cutoff: float, model: dict[str, Any]
-) -> dict[str, Any]:
-    """Configuration of a training of NequIP that is over after a step."""
-    path, nequip = str(folder / "frames.extxyz"), "nequip.data.transforms"
-    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 2}
-    coefficients = {"total_energy": 1.0, "forces": 1.0}
-    metrics = {
-        "_target_": "nequip.train.EnergyForceMetrics",
-        "coeffs": {"total_energy_mae": 1.0, "forces_mae": 1.0},
-    }
-    return {
-        "run": ["train"],
-        "data": {
-            "_target_": "nequip.data.datamodule.ASEDataModule",
-            "seed": 0,
-            "train_file_path": path,
-            "val_file_path": path,
-            "transforms": [
-                {
-                    "_target_": f"{nequip}.ChemicalSpeciesToAtomTypeMapper",
-                    "model_type_names": list(symbols),
-                },
-                {"_target_": f"{nequip}.NeighborListTransform", "r_max": cutoff},
-            ],
-            "train_dataloader": loader,
-            "val_dataloader": loader,
-        },
-        "trainer": {
-            "_target_": "lightning.Trainer",
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "enable_progress_bar": False,
-            "logger": False,
-            "callbacks": [
-                {
-                    "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "dirpath": str(folder),
-                    "save_last": True,
-                }
-            ],
-        },
-        "training_module": {
-            "_target_": "nequip.train.EMALightningModule",
-            "loss": {"_target_": "nequip.train.EnergyForceLoss", "coeffs": coefficients},
-            "val_metrics": metrics,
-            "train_metrics": metrics,
-            "test_metrics": metrics,
-            "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-6},
-            "model": {"_target_": "nequip.model.PresetNequIPGNNModel", **model},
-        },
-        "global_options": {"allow_tf32": False},
-    }
 
 
 PACKAGES: dict[str, Callable[..., Subject]] = {

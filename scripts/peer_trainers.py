@@ -17,10 +17,10 @@ from typing import Any
 
 import ase
 import numpy as np
-import yaml
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import chemical_symbols
 from ase.io import read, write
+from nequip_configuration import nequip_configuration
 
 from mlip.data.prepare import prepare_data
 from mlip.data.readers import read_structures
@@ -178,7 +178,25 @@ write("out.extxyz", out)
         cut = round(VALIDATION * len(frames))
         for part, chosen in (("val", order[:cut]), ("train", order[cut:])):
             _with_calculators(folder / f"{part}.extxyz", [frames[k] for k in chosen])
-        (folder / "own.yaml").write_text(yaml.safe_dump(self._configuration(folder, epochs)))
+        shifts = {chemical_symbols[z]: float(e) for z, e in self.isolated.items()}
+        configuration = nequip_configuration(
+            folder,
+            sorted({s for atoms in self.train for s in atoms.get_chemical_symbols()}),
+            {
+                "preset": "S",
+                "compile_mode": "eager",  # compiling takes longer than the shorter runs
+                "r_max": CUTOFF,
+                "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+                "per_type_energy_scales": "${training_data_stats:forces_rms}",
+                "per_type_energy_shifts": shifts or "${training_data_stats:per_atom_energy_mean}",
+            },
+            batch_size=self.batch_size,
+            epochs=epochs,
+            ema_decay=self.EMA,
+            rate_decay=_decay(epochs),
+            stress=self.periodic,
+        )
+        (folder / "own.yaml").write_text(json.dumps(configuration))  # JSON is YAML
         before = _children()
         self.call(
             "nequip-train", folder, "-cp", str(folder), "-cn", "own", f"hydra.run.dir={folder}"
@@ -192,87 +210,6 @@ write("out.extxyz", out)
         self.call("python", folder, "-c", self.PREDICT, model.name)
         found: list[ase.Atoms] = read(folder / "out.extxyz", ":")  # type: ignore[assignment]
         return [(a.get_potential_energy(), a.get_forces()) for a in found]
-
-    def _configuration(self, folder: Path, epochs: int) -> dict[str, Any]:
-        symbols = sorted({s for atoms in self.train for s in atoms.get_chemical_symbols()})
-        labels = ["total_energy", "forces", *(["stress"] if self.periodic else [])]
-        kind = "EnergyForceStress" if self.periodic else "EnergyForce"
-        loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": self.batch_size}
-        metrics = {
-            "_target_": f"nequip.train.{kind}Metrics",
-            "coeffs": {f"{label}_mae": 1.0 for label in labels},
-        }
-        shifts = {chemical_symbols[z]: float(e) for z, e in self.isolated.items()}
-        module = {
-            "_target_": "nequip.train.EMALightningModule",
-            "ema_decay": self.EMA,
-            "loss": {
-                "_target_": f"nequip.train.{kind}Loss",
-                "per_atom_energy": True,
-                "coeffs": dict.fromkeys(labels, 1.0),
-            },
-            **dict.fromkeys(("val_metrics", "train_metrics", "test_metrics"), metrics),
-            "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01},
-            "lr_scheduler": {
-                "scheduler": {
-                    "_target_": "torch.optim.lr_scheduler.ExponentialLR",
-                    "gamma": _decay(epochs),
-                },
-                "interval": "epoch",
-            },
-            "model": {
-                "_target_": "nequip.model.PresetNequIPGNNModel",
-                "preset": "S",
-                "compile_mode": "eager",  # compiling takes longer than the shorter runs
-                "seed": 0,
-                "model_dtype": "float32",
-                "type_names": symbols,
-                "r_max": CUTOFF,
-                "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
-                "per_type_energy_scales": "${training_data_stats:forces_rms}",
-                "per_type_energy_shifts": shifts or "${training_data_stats:per_atom_energy_mean}",
-            },
-        }
-        return {
-            "run": ["train"],
-            "data": {
-                "_target_": "nequip.data.datamodule.ASEDataModule",
-                "seed": 0,
-                "train_file_path": str(folder / "train.extxyz"),
-                "val_file_path": str(folder / "val.extxyz"),
-                "transforms": [
-                    {
-                        "_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper",
-                        "model_type_names": symbols,
-                    },
-                    {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": CUTOFF},
-                ],
-                "train_dataloader": {**loader, "shuffle": True},
-                "val_dataloader": loader,
-                "stats_manager": {
-                    "_target_": "nequip.data.CommonDataStatisticsManager",
-                    "dataloader_kwargs": {"batch_size": 10},
-                    "type_names": symbols,
-                },
-            },
-            "trainer": {
-                "_target_": "lightning.Trainer",
-                "accelerator": "cpu",
-                "max_epochs": epochs,
-                "enable_progress_bar": False,
-                "logger": False,
-                "callbacks": [
-                    {
-                        "_target_": "lightning.pytorch.callbacks.ModelCheckpoint",
-                        "monitor": "val0_epoch/weighted_sum",
-                        "dirpath": str(folder),
-                        "filename": "best",
-                    }
-                ],
-            },
-            "training_module": module,
-            "global_options": {"allow_tf32": False},
-        }
 
 
 PEERS = {"mace-small": ("mace", Mace), "nequip-preset-S": ("nequip", Nequip)}
